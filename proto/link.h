@@ -1,0 +1,85 @@
+/**
+ * Sockets: the one place that sees zmq.h.
+ *
+ * A link is one ZeroMQ socket with our limits set (maximum message size, high-water marks, linger, heartbeats) that
+ * sends and receives whole checked messages. One thread owns a link. Nothing here blocks but esp_link_wait.
+ * CURVE and key files will live here too.
+ */
+#ifndef ESP_PROTO_LINK_H
+#define ESP_PROTO_LINK_H
+
+#include "proto/status.h"
+#include "proto/wire.h"
+
+struct esp_net;  /* a ZeroMQ context; safe from any thread */
+struct esp_link; /* a socket */
+
+esp_status esp_net_create(struct esp_net **out, struct esp_err *err);
+void esp_net_destroy(struct esp_net **net); /* after its links; waits for nothing */
+
+enum esp_link_type {
+    ESP_LINK_SERVE, /* ROUTER: many peers, each named by an esp_peer; what cannot be delivered is an error, not lost */
+    ESP_LINK_DIAL   /* DEALER: one peer; reconnects by itself for ever */
+};
+
+struct esp_link_options {
+    enum esp_link_type type;
+    const char *identity; /* DIAL: our routing id, <= 255 bytes; NULL: the peer invents one */
+    size_t max_frame;     /* bytes of any frame received; 0: ESP_MAX_FRAME */
+    int hwm;              /* messages queued a peer, each way; 0: 64 */
+    int linger_ms;        /* how long destroy lets queued messages leave; 0: none */
+};
+
+/** Routing id of a peer of a SERVE link. */
+struct esp_peer {
+    uint8_t n;
+    uint8_t id[255];
+};
+
+bool esp_peer_equal(const struct esp_peer *a, const struct esp_peer *b);
+/** Printable form for log lines: its text if printable, else hex. out holds at least 64 bytes. */
+const char *esp_peer_text(const struct esp_peer *peer, char *out, size_t n_out);
+
+esp_status esp_link_create(struct esp_link **out, struct esp_net *net, const struct esp_link_options *options,
+                           struct esp_err *err);
+void esp_link_destroy(struct esp_link **link);
+
+/** True for ipc://, inproc:// and tcp:// on 127.0.0.0/8, [::1] or localhost. */
+bool esp_endpoint_is_local(const char *endpoint);
+
+/**
+ * Binds. A tcp port of * or 0 is chosen by the system; `bound` (ESP_MAX_ENDPOINT + 1 bytes, may be NULL) gets the real endpoint.
+ * An endpoint that is not local is refused with ESP_E_ARG unless `insecure`: without keys anyone who reaches the port may use it.
+ */
+esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insecure, char *bound, struct esp_err *err);
+esp_status esp_link_connect(struct esp_link *link, const char *endpoint, struct esp_err *err);
+
+/**
+ * Sends a message with its blobs; never blocks. `to` is required for SERVE and NULL for DIAL.
+ * Blobs with a release are consumed in every case.
+ * Errors: ESP_E_LIMIT (the peer's queue is full), ESP_E_CLOSED (no such peer any more), ESP_E_PROTO (we made nonsense), ESP_E_NOMEM.
+ */
+esp_status esp_link_send(struct esp_link *link, const struct esp_peer *to, struct esp_msg *msg, struct esp_err *err);
+
+/**
+ * Takes the next message, if any; never blocks.
+ * @param from  SERVE: who sent it, also when the message was bad; may be NULL for DIAL
+ * @param msg   esp_msg_finish it
+ * Errors: ESP_E_TIMEOUT (nothing there), ESP_E_PROTO (a bad message, dropped whole: *from says whose).
+ */
+esp_status esp_link_recv(struct esp_link *link, struct esp_peer *from, struct esp_msg *msg, struct esp_err *err);
+
+/** What esp_link_wait waits for: a link or, where link is NULL, a file descriptor's readability. */
+struct esp_wait {
+    struct esp_link *link;
+    int fd;
+    bool ready; /* out: readable */
+};
+
+/**
+ * Sleeps until something is ready, timeout_ms passes (-1: for ever; then ESP_E_TIMEOUT) or a signal comes
+ * (ESP_OK with nothing ready).
+ */
+esp_status esp_link_wait(struct esp_wait *waits, uint32_t n, int timeout_ms, struct esp_err *err);
+
+#endif

@@ -1,0 +1,351 @@
+/**
+ * Messages as C structures: pack, unpack, validate.
+ *
+ * wire.c alone sees protobuf-c's types. What esp_wire_unpack hands out has passed every check that can be made
+ * without knowing the receiver's state: version, kind, enum values, counts, string lengths and contents (UTF-8,
+ * no control characters in names), number and sizes of the raw frames against the header. What depends on
+ * state (epoch, positions, this worker's width) the receiver checks.
+ *
+ * Conversation and meaning of every field: proto/espalier.proto.
+ */
+#ifndef ESP_PROTO_WIRE_H
+#define ESP_PROTO_WIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/status.h"
+
+#define ESP_PROTO_VERSION   1u
+#define ESP_MAX_NAME        63         /* bytes of a worker's name */
+#define ESP_MAX_TEXT        65536      /* bytes of a prompt, a suffix, an error or a piece of text */
+#define ESP_MAX_ENDPOINT    255        /* bytes */
+#define ESP_MAX_HEADER      (8u << 20) /* bytes of frame 0 */
+#define ESP_MAX_FRAME       (1u << 30) /* bytes of a raw frame */
+#define ESP_MAX_IMAGE_FILE  (64u << 20)/* bytes of an image file */
+#define ESP_MAX_BLOBS       64         /* raw frames in one message: images of one request */
+#define ESP_MAX_ROWS        131072     /* rows of a step */
+#define ESP_MAX_SEQS        1024       /* sequences, forks, frees in one step */
+#define ESP_MAX_K           256        /* candidates of a row */
+#define ESP_MAX_STAGES      1024
+#define ESP_MAX_BANS        4096
+
+enum esp_msg_kind { /* the oneof's field numbers */
+    ESP_MSG_NONE = 0,
+    ESP_MSG_HELLO = 10,
+    ESP_MSG_WELCOME = 11,
+    ESP_MSG_PLACE = 12,
+    ESP_MSG_LOADING = 13,
+    ESP_MSG_READY = 14,
+    ESP_MSG_HEARTBEAT = 15,
+    ESP_MSG_BYE = 16,
+    ESP_MSG_ERROR = 17,
+    ESP_MSG_ENCODE = 20,
+    ESP_MSG_STORED = 21,
+    ESP_MSG_STEP = 22,
+    ESP_MSG_RESULT = 23,
+    ESP_MSG_RELEASE = 24,
+    ESP_MSG_TRACE = 25,
+    ESP_MSG_REQUEST = 30,
+    ESP_MSG_ACCEPTED = 31,
+    ESP_MSG_WAITING = 32,
+    ESP_MSG_TOKEN = 33,
+    ESP_MSG_DONE = 34,
+    ESP_MSG_CANCEL = 35,
+    ESP_MSG_STATUS_QUERY = 36,
+    ESP_MSG_STATUS = 37
+};
+
+enum esp_payload {
+    ESP_PAYLOAD_UNSET = 0,
+    ESP_PAYLOAD_PIXELS = 1,   /* f32[3,S,S] */
+    ESP_PAYLOAD_ROWS = 2,     /* f32[T,D] */
+    ESP_PAYLOAD_FEATURES = 3, /* f32[N,D] */
+    ESP_PAYLOAD_TOKENS = 4    /* i32[T] */
+};
+
+/* All pointers below are borrowed: on receipt from the message (until esp_msg_finish), for sending from the caller.
+ * Strings are NUL-terminated UTF-8 and never NULL on receipt; NULL means "" for sending. */
+
+struct esp_msg_device {
+    const char *name, *driver, *variant;
+    uint32_t type; /* VkPhysicalDeviceType */
+    uint64_t memory_bytes, max_alloc_bytes;
+    double bandwidth, matmul_rate;
+};
+
+struct esp_msg_hello {
+    const char *name;
+    struct esp_msg_device device;
+    const char *endpoint;
+    uint8_t fingerprint[32];
+    const char *software;
+};
+
+struct esp_msg_welcome {
+    uint32_t heartbeat_ms, timeout_ms;
+};
+
+struct esp_msg_heartbeat {
+    uint64_t epoch;
+    uint32_t n_queued;
+    uint64_t kv_used_blocks;
+};
+
+struct esp_msg_bye {
+    const char *why;
+};
+
+struct esp_msg_error {
+    esp_status code;
+    const char *text;
+    uint64_t epoch, step, image, session;
+};
+
+struct esp_msg_place {
+    uint64_t epoch;
+    uint32_t enc_lo, enc_hi, dec_lo, dec_hi;
+    bool patch, projector, embed, head;
+    const char *next_enc, *features_to, *next_dec;
+    uint32_t max_rows, kv_tokens, max_seqs, max_images;
+    bool final_softcap;
+};
+
+struct esp_msg_loading {
+    uint64_t epoch, done_bytes, total_bytes;
+};
+
+struct esp_msg_ready {
+    uint64_t epoch, weight_bytes, kv_bytes, scratch_bytes;
+    double load_seconds;
+    uint64_t kv_blocks;
+    uint32_t block_tokens;
+};
+
+struct esp_stage_time {
+    const char *worker;
+    double queue_seconds, compute_seconds;
+};
+
+struct esp_msg_encode { /* blob[0]: f32, rows * width elements */
+    uint64_t epoch, image;
+    enum esp_payload payload; /* PIXELS, ROWS or FEATURES */
+    uint32_t rows, width;
+    bool trace;
+    uint32_t n_times;
+    const struct esp_stage_time *times;
+};
+
+struct esp_msg_stored {
+    uint64_t epoch, image;
+    uint32_t n_times;
+    const struct esp_stage_time *times;
+};
+
+struct esp_seq_rows {
+    uint64_t seq;
+    uint32_t pos, n_tok, n_prefix;
+    uint32_t n_images;
+    const uint64_t *images;
+};
+
+struct esp_fork {
+    uint64_t seq, from;
+};
+
+struct esp_want {
+    uint32_t row, k;
+    bool has_target, full;
+    uint32_t target;
+};
+
+struct esp_msg_step { /* blob[0]: i32[rows] for TOKENS, f32[rows,width] for ROWS */
+    uint64_t epoch, id;
+    enum esp_payload payload; /* TOKENS or ROWS */
+    uint32_t rows, width;
+    uint32_t n_free, n_forks, n_seqs, n_wants, n_times;
+    const uint64_t *free;
+    const struct esp_fork *forks;
+    const struct esp_seq_rows *seqs; /* n_tok sum to rows */
+    const struct esp_want *wants;    /* rows grow and are < rows */
+    bool trace;
+    const struct esp_stage_time *times;
+};
+
+struct esp_row_result {
+    uint32_t row;
+    float lse, target_logit;
+    uint32_t n; /* candidates */
+    const uint32_t *ids;
+    const float *logits;
+};
+
+struct esp_msg_result { /* blob[0], when n_full > 0: f32[n_full, vocab] */
+    uint64_t epoch, step;
+    uint32_t n_rows, n_full, vocab, n_times;
+    const struct esp_row_result *rows;
+    const struct esp_stage_time *times;
+};
+
+struct esp_msg_release {
+    uint64_t epoch;
+    uint32_t n_seqs, n_images;
+    const uint64_t *seqs, *images;
+};
+
+struct esp_msg_trace { /* blob[0]: f32[rows, width] */
+    uint64_t epoch, step, image, session;
+    const char *name;
+    uint32_t rows, width;
+};
+
+struct esp_msg_sampling {
+    double temperature, top_p, length_penalty;
+    uint64_t seed;
+    uint32_t top_k, best_of, beams;
+    bool has_length_penalty, ignore_eos, has_eos;
+    uint32_t eos, n_ban;
+    const uint32_t *ban;
+};
+
+struct esp_msg_request { /* blob[0 .. n_images-1]: image files */
+    uint64_t id;
+    const char *prompt;
+    uint32_t max_tokens;
+    struct esp_msg_sampling sampling;
+    const char *suffix;
+    bool score, no_eos, trace;
+    uint32_t n_images;
+    const char *const *image_names;
+};
+
+struct esp_stage_info {
+    const char *worker, *device, *driver, *variant;
+    uint32_t enc_lo, enc_hi, dec_lo, dec_hi;
+    uint64_t weight_bytes, kv_bytes, scratch_bytes;
+    bool software;
+};
+
+struct esp_msg_accepted {
+    uint64_t session;
+    uint32_t n_prompt_ids, image_tokens, n_stages;
+    const uint32_t *prompt_ids;
+    const struct esp_stage_info *stages;
+};
+
+struct esp_msg_waiting {
+    uint64_t session;
+    const char *what;
+    uint64_t done, total;
+};
+
+struct esp_msg_token {
+    uint64_t session;
+    uint32_t index, id;
+    double logprob;
+    const char *text;
+};
+
+struct esp_hypothesis {
+    const char *text, *finish; /* finish: "eos" or "length" */
+    uint32_t n_ids;            /* without the end token */
+    const uint32_t *ids;
+    uint32_t n_logprobs; /* n_ids, or one more: the end token's */
+    const double *logprobs;
+    double sum, score;
+};
+
+struct esp_msg_done {
+    uint64_t session;
+    struct esp_hypothesis best;
+    uint32_t n_hypotheses, n_times;
+    const struct esp_hypothesis *hypotheses;
+    double load, encode, prefill, decode, queue; /* seconds */
+    const struct esp_stage_time *times;
+};
+
+struct esp_msg_cancel {
+    uint64_t session;
+};
+
+struct esp_msg_status_query {
+    uint64_t id;
+};
+
+struct esp_worker_status {
+    const char *name, *state;
+    struct esp_msg_device device;
+    struct esp_stage_info stage;
+    uint64_t done_bytes, total_bytes;
+};
+
+struct esp_msg_status {
+    uint64_t id, epoch;
+    bool ready;
+    uint32_t n_sessions, n_queued, n_workers;
+    const struct esp_worker_status *workers;
+    const char *why;
+};
+
+/** A raw frame. Sending: if release is set, the bytes belong to the message from the call on (also when it fails). */
+struct esp_blob {
+    const void *data; /* of no promised alignment on receipt: memcpy */
+    size_t n_bytes;
+    void (*release)(void *data, void *hint);
+    void *hint;
+};
+
+struct esp_msg_store; /* what a received message keeps alive */
+
+struct esp_msg {
+    enum esp_msg_kind kind;
+    union {
+        struct esp_msg_hello hello;
+        struct esp_msg_welcome welcome;
+        struct esp_msg_place place;
+        struct esp_msg_loading loading;
+        struct esp_msg_ready ready;
+        struct esp_msg_heartbeat heartbeat;
+        struct esp_msg_bye bye;
+        struct esp_msg_error error;
+        struct esp_msg_encode encode;
+        struct esp_msg_stored stored;
+        struct esp_msg_step step;
+        struct esp_msg_result result;
+        struct esp_msg_release release;
+        struct esp_msg_trace trace;
+        struct esp_msg_request request;
+        struct esp_msg_accepted accepted;
+        struct esp_msg_waiting waiting;
+        struct esp_msg_token token;
+        struct esp_msg_done done;
+        struct esp_msg_cancel cancel;
+        struct esp_msg_status_query status_query;
+        struct esp_msg_status status;
+    };
+    uint32_t n_blobs;
+    struct esp_blob blob[ESP_MAX_BLOBS];
+    struct esp_msg_store *store; /* NULL in a message made for sending */
+};
+
+/**
+ * Frame 0 of a message. Checks what it packs as strictly as esp_wire_unpack does, so that a bug of ours shows here.
+ * @param bytes  malloc'ed, the caller's
+ */
+esp_status esp_wire_pack(uint8_t **bytes, size_t *n_bytes, const struct esp_msg *msg, struct esp_err *err);
+
+/**
+ * A message from its frames: frame 0 and n_blobs raw ones (borrowed; blob views point into them).
+ * Errors: ESP_E_PROTO with the reason; nothing is kept then. A version other than ours: ESP_E_PROTO naming both.
+ */
+esp_status esp_wire_unpack(struct esp_msg *out, const void *header, size_t n_header, const struct esp_blob *blobs,
+                           uint32_t n_blobs, struct esp_err *err);
+
+/** Frees what a received message holds, and any blob with a release; clears it. A zeroed message is fine. */
+void esp_msg_finish(struct esp_msg *msg);
+
+/** "hello", "step", ...: for log lines. */
+const char *esp_msg_name(enum esp_msg_kind kind);
+
+#endif

@@ -1,0 +1,108 @@
+/**
+ * A stage: a run of encoder and decoder layers with their weights on one device, the KV cache of every live
+ * sequence for them, and what comes in and goes out of it. Knows nothing of sockets, prompts or sampling.
+ *
+ * One thread owns a stage (and the device under it): calls block until the device is done.
+ * A failed call changes nothing that a later call depends on, except where said; after ESP_E_DEVICE the stage
+ * is lost and only destroy is allowed.
+ */
+#ifndef ESP_WORKER_STAGE_H
+#define ESP_WORKER_STAGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "model/checkpoint.h"
+#include "proto/status.h"
+#include "proto/wire.h"
+
+struct esp_vk; /* an opened device: worker/vk_device.h */
+struct esp_stage;
+
+/** What a placement gives this worker; meaning as in struct esp_msg_place. Both ranges empty: a spare. */
+struct esp_stage_spec {
+    uint32_t enc_lo, enc_hi, dec_lo, dec_hi;
+    bool patch, projector, embed, head;
+    uint32_t max_rows, kv_tokens, max_seqs, max_images;
+    bool final_softcap;
+};
+
+/** Called from the loading thread, from time to time; bytes of weights read so far and in all. */
+typedef void (*esp_load_progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+
+/**
+ * Loads the weights of `spec`'s layers from the checkpoint onto the device, plans and allocates KV cache and
+ * scratch, creates pipelines. The plan is checked against the device's memory budget before anything is taken.
+ *
+ * @param vk, ck  borrowed for the stage's life
+ * Errors: ESP_E_ARG (spec contradicts the model), ESP_E_NOMEM (names what was needed and what there is), ESP_E_DEVICE.
+ */
+esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+                            const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
+                            struct esp_err *err);
+void esp_stage_destroy(struct esp_stage **stage);
+
+struct esp_stage_info_out {
+    uint64_t weight_bytes, kv_bytes, scratch_bytes; /* on the device */
+    uint64_t kv_blocks, kv_used_blocks;
+    uint32_t block_tokens;
+    uint32_t n_seqs, n_images; /* live now */
+};
+void esp_stage_info(const struct esp_stage *stage, struct esp_stage_info_out *out);
+
+/** An intermediate value, asked for by `trace`. Named as among the golden tensors. */
+struct esp_stage_trace {
+    char name[64];
+    uint32_t rows, width;
+    float *data; /* f32[rows, width], malloc'ed */
+};
+
+/** What a call produced. Everything is malloc'ed and freed by esp_stage_out_finish, or taken by setting it to NULL. */
+struct esp_stage_out {
+    float *rows; /* f32[n_rows, width]: for the next stage; NULL on the last decoder stage */
+    uint32_t n_rows, width;
+    enum esp_payload payload; /* of rows: ROWS, or FEATURES from the projector */
+
+    uint32_t n_results; /* last decoder stage: one a want, in order */
+    struct esp_row_result *results;
+    uint32_t n_full, vocab;
+    float *full; /* f32[n_full, vocab]: of the wants with full set, in order */
+
+    uint32_t n_traces;
+    struct esp_stage_trace *traces;
+
+    double compute_seconds; /* host clock, submit to fence */
+};
+void esp_stage_out_finish(struct esp_stage_out *out);
+
+/**
+ * Runs this stage's encoder layers over one picture.
+ *
+ * @param msg   payload PIXELS (f32[3,S,S], if this is the first encoder stage) or ROWS (f32[N,D])
+ * @param data  msg's frame, of any alignment; its size was checked against msg's rows and width
+ * Errors: ESP_E_PROTO (not what this stage takes), ESP_E_DEVICE (also for results that are not finite).
+ */
+esp_status esp_stage_encode(struct esp_stage *stage, const struct esp_msg_encode *msg, const void *data,
+                            struct esp_stage_out *out, struct esp_err *err);
+
+/** First decoder stage: keeps a picture's features, f32[N, D], until released. Replaces an older one of that id. */
+esp_status esp_stage_store(struct esp_stage *stage, const struct esp_msg_encode *msg, const void *data,
+                           struct esp_err *err);
+
+/**
+ * Runs this stage's decoder layers over a step's rows: frees, forks, then appends every row's K and V to its
+ * sequence and attends. Row r of a sequence at position p attends to [0, n_prefix) if p < n_prefix, else to [0, p]
+ * (less what a sliding window cuts off). A prefix therefore comes whole, in the step with pos 0.
+ *
+ * A sequence is born by its first rows at pos 0 or by a fork.
+ * Errors: ESP_E_PROTO (unknown sequence, wrong position, a prefix in parts, missing image, rows over the limit, id
+ * outside of the vocabulary), ESP_E_LIMIT (KV cache full), ESP_E_DEVICE. Frees and forks of a refused step are
+ * still done; none of its rows is.
+ */
+esp_status esp_stage_step(struct esp_stage *stage, const struct esp_msg_step *msg, const void *data,
+                          struct esp_stage_out *out, struct esp_err *err);
+
+/** Forgets sequences and images; unknown ids are fine. */
+void esp_stage_release(struct esp_stage *stage, const struct esp_msg_release *msg);
+
+#endif

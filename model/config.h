@@ -2,8 +2,9 @@
  * The shape of a PaliGemma checkpoint, from config.json and preprocessor_config.json.
  *
  * Nothing here is hard-coded but the published defaults of fields that published files leave out
- * (arXiv 2407.07726; the transformers classes PaliGemmaConfig, GemmaConfig, Gemma2Config, SiglipVisionConfig).
- * Gemma and Gemma 2 differ by the data below alone; nothing downstream asks for the family's name.
+ * (arXiv 2407.07726; the transformers classes PaliGemmaConfig, GemmaConfig, Gemma2Config,
+ * SiglipVisionConfig). Gemma and Gemma 2 differ by the data below alone; nothing downstream asks for the
+ * family's name.
  */
 #ifndef ESP_MODEL_CONFIG_H
 #define ESP_MODEL_CONFIG_H
@@ -17,11 +18,11 @@
 
 /** SigLIP. Pre-LN blocks: x += attn(LN(x)), x += MLP(LN(x)); tanh-GELU; biases everywhere. */
 struct esp_vision_config {
-    uint32_t width;    /* D: hidden_size */
-    uint32_t n_layer;  /* num_hidden_layers */
-    uint32_t n_head;   /* num_attention_heads; head_dim = width / n_head, must divide */
-    uint32_t head_dim; /* H */
-    uint32_t mlp_dim;  /* F: intermediate_size */
+    uint32_t width;                  /* D: hidden_size */
+    uint32_t n_layer;                /* num_hidden_layers */
+    uint32_t n_head;                 /* num_attention_heads; head_dim = width / n_head, must divide */
+    uint32_t head_dim;               /* H */
+    uint32_t mlp_dim;                /* F: intermediate_size */
     uint32_t image_size, patch_size; /* pixels; patches a side = image_size / patch_size, rounded down */
     uint32_t n_channel;              /* 3 */
     uint32_t n_token;                /* (image_size / patch_size)^2: image tokens of one picture */
@@ -30,22 +31,22 @@ struct esp_vision_config {
 
 /** Gemma or Gemma 2. */
 struct esp_text_config {
-    uint32_t width;                    /* D: hidden_size */
-    uint32_t n_layer;                  /* num_hidden_layers */
-    uint32_t n_head, n_kv_head;        /* N, K; N % K == 0; query head n reads KV head n / (N/K) */
-    uint32_t head_dim;                 /* H, default 256, even; N*H need not equal D */
-    uint32_t mlp_dim;                  /* F */
-    uint32_t vocab;                    /* V: text_config.vocab_size, rows of the embedding */
-    uint32_t max_position;             /* max_position_embeddings, default 8192 */
-    float rope_theta;                  /* 10000 */
-    float rms_eps;                     /* 1e-6 */
-    float query_scale;                 /* q is multiplied by this: query_pre_attn_scalar^-0.5, or head_dim^-0.5 */
-    float embed_scale;                 /* sqrt(hidden_size) */
-    float attn_softcap;                /* cap * tanh(s / cap) before the mask; 0: none */
-    float final_softcap;               /* of the logits, applied on request only; 0: none */
-    uint32_t window;                   /* sliding window in tokens, itself included; 0: none */
-    bool post_norms;                   /* Gemma 2: norms after attention and after the MLP too */
-    bool sliding[ESP_MAX_LAYERS];      /* which layers have the window (Gemma 2: 0, 2, 4, ... or layer_types) */
+    uint32_t width;               /* D: hidden_size */
+    uint32_t n_layer;             /* num_hidden_layers */
+    uint32_t n_head, n_kv_head;   /* N, K; N % K == 0; query head n reads KV head n / (N/K) */
+    uint32_t head_dim;            /* H, default 256, even; N*H need not equal D */
+    uint32_t mlp_dim;             /* F */
+    uint32_t vocab;               /* V: text_config.vocab_size, rows of the embedding */
+    uint32_t max_position;        /* max_position_embeddings, default 8192 */
+    float rope_theta;             /* 10000 */
+    float rms_eps;                /* 1e-6 */
+    float query_scale;            /* q is multiplied by this: query_pre_attn_scalar^-0.5, or head_dim^-0.5 */
+    float embed_scale;            /* sqrt(hidden_size) */
+    float attn_softcap;           /* cap * tanh(s / cap) before the mask; 0: none */
+    float final_softcap;          /* of the logits, applied on request only; 0: none */
+    uint32_t window;              /* sliding window in tokens, itself included; 0: none */
+    bool post_norms;              /* Gemma 2: norms after attention and after the MLP too */
+    bool sliding[ESP_MAX_LAYERS]; /* which layers have the window (Gemma 2: 0, 2, 4, ... or layer_types) */
 };
 
 /** PIL's numbers of its filters, as preprocessor_config.json stores them in "resample". */
@@ -71,7 +72,8 @@ struct esp_config {
     struct esp_preprocess_config preprocess;
     uint32_t projection_dim; /* equals text.width */
     uint32_t image_token;    /* id of <image> */
-    uint32_t bos, eos, pad;  /* ids; eos from generation_config.json or config.json, 1 by default */
+    uint32_t bos, eos,
+        pad; /* ids; of generation_config.json, config.json or text_config, in this order; a list's first */
 };
 
 /**
@@ -86,8 +88,8 @@ struct esp_config {
 esp_status esp_config_load(struct esp_config *out, const char *dir, struct esp_err *err);
 
 /** The same from text in memory (n_bytes each, no NUL needed); preprocess and generation may be NULL. */
-esp_status esp_config_parse(struct esp_config *out, const char *config, size_t n_config, const char *preprocess,
-                            size_t n_preprocess, const char *generation, size_t n_generation,
-                            struct esp_err *err);
+esp_status esp_config_parse(struct esp_config *out, const char *config, size_t n_config,
+                            const char *preprocess, size_t n_preprocess, const char *generation,
+                            size_t n_generation, struct esp_err *err);
 
 #endif

@@ -1,0 +1,377 @@
+#include "model/checkpoint.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/file.h"
+#include "model/json.h"
+#include "model/roles.h"
+#include "model/safetensors.h"
+
+#define MAX_SHARDS      1024u
+#define MAX_INDEX_BYTES ((size_t)4 << 20)
+
+struct esp_checkpoint {
+    char *dir;
+    struct esp_config config;
+    size_t n_shard;
+    struct esp_safetensors *shard[MAX_SHARDS];
+    size_t n_tensor;
+    const struct esp_tensor **by_name; /* of all shards, sorted */
+    const struct esp_tensor *role[ESP_N_ROLE][ESP_MAX_LAYERS];
+};
+
+static int compare_names(const void *a, const void *b)
+{
+    const struct esp_tensor *x = *(const struct esp_tensor *const *)a,
+                            *y = *(const struct esp_tensor *const *)b;
+    return strcmp(x->name, y->name);
+}
+
+static const struct esp_tensor *find(const struct esp_checkpoint *ck, const char *name)
+{
+    struct esp_tensor key = {.name = name};
+    const struct esp_tensor *k = &key;
+    const struct esp_tensor **hit =
+        bsearch(&k, ck->by_name, ck->n_tensor, sizeof *ck->by_name, compare_names);
+    return hit ? *hit : NULL;
+}
+
+static esp_status join(char **out, const char *dir, const char *name, struct esp_err *err)
+{
+    if (asprintf(out, "%s/%s", dir, name) < 0) {
+        *out = NULL;
+        return esp_fail(err, ESP_E_NOMEM, "%s: path of a file in it", dir);
+    }
+    return ESP_OK;
+}
+
+/* A shard is a file of the directory itself; what its name could reach beyond is not ours to open. */
+static bool plain_file_name(const char *name)
+{
+    return *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
+           strlen(name) < 256;
+}
+
+static int compare_strings(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The different files that a weight map names, sorted, as views into it. */
+static esp_status shard_names(const char ***out, size_t *n_out, const json_t *map, const char *index,
+                              struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+    size_t n = 0, n_kept = 0;
+    const char **names = calloc(json_object_size(map) + 1, sizeof(char *));
+    const char *tensor;
+    json_t *value;
+    char shown[ESP_SHOWN], found[ESP_SHOWN];
+
+    *out = NULL;
+    *n_out = 0;
+    if (!names)
+        return esp_fail(err, ESP_E_NOMEM, "%s: %zu names", index, json_object_size(map));
+    json_object_foreach((json_t *)(uintptr_t)map, tensor, value)
+    {
+        if (!json_is_string(value) || !plain_file_name(json_string_value(value))) {
+            st = esp_fail(err, ESP_E_FORMAT,
+                          "%s: weight_map: %s: found %s, expected the name of a file beside it", index,
+                          esp_shown(shown, tensor), esp_json_describe(found, value));
+            free(names);
+            return st;
+        }
+        names[n++] = json_string_value(value);
+    }
+    qsort(names, n, sizeof *names, compare_strings);
+    for (size_t i = 0; i < n; i++) {
+        if (i == 0 || strcmp(names[n_kept - 1], names[i]) != 0)
+            names[n_kept++] = names[i];
+    }
+    if (n_kept == 0 || n_kept > MAX_SHARDS)
+        st = esp_fail(err, ESP_E_FORMAT, "%s: weight_map: names %zu files, expected 1..%u", index, n_kept,
+                      MAX_SHARDS);
+    if (st) {
+        free(names);
+        return st;
+    }
+    *out = names;
+    *n_out = n_kept;
+    return ESP_OK;
+}
+
+/* Every tensor that the index promises is in the file that it names. */
+static esp_status check_index(const struct esp_checkpoint *ck, const json_t *map, const char *index,
+                              struct esp_err *err)
+{
+    const char *name;
+    json_t *value;
+    char shown[ESP_SHOWN];
+
+    json_object_foreach((json_t *)(uintptr_t)map, name, value)
+    {
+        const struct esp_tensor *t = find(ck, name);
+        const char *base = t ? strrchr(t->file, '/') + 1 : "";
+        if (strcmp(base, json_string_value(value)) != 0)
+            return esp_fail(err, ESP_E_FORMAT,
+                            "%s: weight_map: tensor %s is not in %.100s, where it should be", index,
+                            esp_shown(shown, name), json_string_value(value));
+    }
+    return ESP_OK;
+}
+
+static esp_status merge(struct esp_checkpoint *ck, struct esp_err *err)
+{
+    size_t n = 0;
+    char shown[ESP_SHOWN];
+
+    for (size_t i = 0; i < ck->n_shard; i++)
+        ck->n_tensor += esp_safetensors_n_tensor(ck->shard[i]);
+    ck->by_name = calloc(ck->n_tensor + 1, sizeof(struct esp_tensor *));
+    if (!ck->by_name)
+        return esp_fail(err, ESP_E_NOMEM, "%s: %zu tensors", ck->dir, ck->n_tensor);
+    for (size_t i = 0; i < ck->n_shard; i++) {
+        for (size_t j = 0; j < esp_safetensors_n_tensor(ck->shard[i]); j++)
+            ck->by_name[n++] = esp_safetensors_tensor(ck->shard[i], j);
+    }
+    qsort(ck->by_name, n, sizeof *ck->by_name, compare_names);
+    for (size_t i = 1; i < n; i++) {
+        if (strcmp(ck->by_name[i - 1]->name, ck->by_name[i]->name) == 0)
+            return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s is also in %s, expected it in one shard",
+                            ck->by_name[i]->file, esp_shown(shown, ck->by_name[i]->name),
+                            ck->by_name[i - 1]->file);
+    }
+    return ESP_OK;
+}
+
+static esp_status open_index(struct esp_checkpoint *ck, const char *index, struct esp_err *err)
+{
+    esp_status st;
+    char *text = NULL, *path = NULL;
+    size_t n_bytes, n_name = 0;
+    json_t *root = NULL;
+    const json_t *map;
+    const char **names = NULL;
+    char found[ESP_SHOWN];
+
+    st = esp_file_read(&text, &n_bytes, index, MAX_INDEX_BYTES, err);
+    if (st)
+        goto done;
+    st = esp_json_parse(&root, text, n_bytes, index, err);
+    if (st)
+        goto done;
+    map = json_object_get(root, "weight_map");
+    if (!json_is_object(map)) {
+        st = esp_fail(err, ESP_E_FORMAT,
+                      "%s: weight_map: found %s, expected an object of tensor and file names", index,
+                      map ? esp_json_describe(found, map) : "nothing");
+        goto done;
+    }
+    st = shard_names(&names, &n_name, map, index, err);
+    if (st)
+        goto done;
+    for (size_t i = 0; i < n_name; i++) {
+        st = join(&path, ck->dir, names[i], err);
+        if (st)
+            goto done;
+        st = esp_safetensors_open(&ck->shard[i], path, err);
+        if (st)
+            goto done;
+        ck->n_shard++;
+        free(path);
+        path = NULL;
+    }
+    st = merge(ck, err);
+    if (!st)
+        st = check_index(ck, map, index, err);
+done:
+    free(path);
+    free(names);
+    json_decref(root);
+    free(text);
+    return st;
+}
+
+static esp_status open_files(struct esp_checkpoint *ck, struct esp_err *err)
+{
+    esp_status st;
+    char *single = NULL, *index = NULL;
+
+    st = join(&single, ck->dir, "model.safetensors", err);
+    if (st)
+        goto done;
+    st = join(&index, ck->dir, "model.safetensors.index.json", err);
+    if (st)
+        goto done;
+    if (!esp_file_exists(single) && esp_file_exists(index)) {
+        st = open_index(ck, index, err);
+        goto done;
+    }
+    if (!esp_file_exists(single)) {
+        st = esp_fail(err, ESP_E_IO,
+                      "%s: neither model.safetensors nor model.safetensors.index.json is there", ck->dir);
+        goto done;
+    }
+    st = esp_safetensors_open(&ck->shard[0], single, err);
+    if (st)
+        goto done;
+    ck->n_shard = 1;
+    st = merge(ck, err);
+done:
+    free(single);
+    free(index);
+    return st;
+}
+
+/* The layout under which most of the expected tensors are found, so that one missing tensor is reported as
+ * such. */
+static esp_status detect_layout(enum esp_layout *out, const struct esp_checkpoint *ck, struct esp_err *err)
+{
+    size_t n_best = 0;
+    char name[ESP_TENSOR_NAME_MAX], shown[ESP_SHOWN];
+
+    *out = ESP_LAYOUT_PUBLISHED;
+    for (int layout = 0; layout < ESP_N_LAYOUT; layout++) {
+        size_t n_hit = 0;
+        for (int role = 0; role < ESP_N_ROLE; role++) {
+            for (uint32_t i = 0; i < esp_role_count(&ck->config, (enum esp_role)role); i++) {
+                esp_role_name(name, (enum esp_layout)layout, &ck->config, (enum esp_role)role, i);
+                n_hit += find(ck, name) != NULL;
+            }
+        }
+        if (n_hit > n_best) {
+            n_best = n_hit;
+            *out = (enum esp_layout)layout;
+        }
+    }
+    if (n_best > 0)
+        return ESP_OK;
+    esp_role_name(name, ESP_LAYOUT_PUBLISHED, &ck->config, ESP_V_PATCH_W, 0);
+    return esp_fail(err, ESP_E_FORMAT,
+                    "%s: no tensor of a PaliGemma in its %zu tensors; expected %s or the like, found %s",
+                    ck->dir, ck->n_tensor, name,
+                    ck->n_tensor ? esp_shown(shown, ck->by_name[0]->name) : "none");
+}
+
+/* "[2048, 1152]" */
+static const char *shape_text(char buf[ESP_SHOWN], const uint64_t *shape, uint32_t n_dim)
+{
+    size_t n = 0;
+
+    buf[n++] = '[';
+    for (uint32_t i = 0; i < n_dim && n + 24 < ESP_SHOWN; i++)
+        n += (size_t)snprintf(buf + n, ESP_SHOWN - n, "%s%" PRIu64, i ? ", " : "", shape[i]);
+    buf[n++] = ']';
+    buf[n] = '\0';
+    return buf;
+}
+
+static esp_status bind(struct esp_checkpoint *ck, enum esp_layout layout, enum esp_role role, uint32_t layer,
+                       struct esp_err *err)
+{
+    const struct esp_tensor *t;
+    char name[ESP_TENSOR_NAME_MAX], found[ESP_SHOWN], wanted[ESP_SHOWN];
+    uint64_t shape[4];
+    uint32_t n_dim = esp_role_shape(shape, &ck->config, role);
+
+    esp_role_name(name, layout, &ck->config, role, layer);
+    t = find(ck, name);
+    if (!t)
+        return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s %s is missing (%s names)", ck->dir, name,
+                        shape_text(wanted, shape, n_dim), esp_layout_name(layout));
+    if (t->dtype != ESP_F32 && t->dtype != ESP_F16 && t->dtype != ESP_BF16)
+        return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s: dtype %s, expected F32, F16 or BF16", t->file,
+                        name, esp_shown(found, t->stored_dtype));
+    if (t->n_dim != n_dim || memcmp(t->shape, shape, n_dim * sizeof shape[0]) != 0)
+        return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s: shape %s, expected %s by config.json", t->file,
+                        name, shape_text(found, t->shape, t->n_dim), shape_text(wanted, shape, n_dim));
+    ck->role[role][layer] = t;
+    return ESP_OK;
+}
+
+esp_status esp_checkpoint_open(struct esp_checkpoint **out, const char *dir, struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+    struct esp_checkpoint *ck = calloc(1, sizeof *ck);
+    enum esp_layout layout;
+
+    *out = NULL;
+    if (ck)
+        ck->dir = strdup(dir);
+    if (!ck || !ck->dir) {
+        st = esp_fail(err, ESP_E_NOMEM, "%s: its description", dir);
+        goto done;
+    }
+    st = esp_config_load(&ck->config, dir, err);
+    if (st)
+        goto done;
+    st = open_files(ck, err);
+    if (st)
+        goto done;
+    st = detect_layout(&layout, ck, err);
+    if (st)
+        goto done;
+    for (int role = 0; role < ESP_N_ROLE; role++) {
+        for (uint32_t i = 0; i < esp_role_count(&ck->config, (enum esp_role)role); i++) {
+            st = bind(ck, layout, (enum esp_role)role, i, err);
+            if (st)
+                goto done;
+        }
+    }
+    *out = ck;
+    ck = NULL;
+done:
+    esp_checkpoint_destroy(&ck);
+    return st;
+}
+
+void esp_checkpoint_destroy(struct esp_checkpoint **ck)
+{
+    struct esp_checkpoint *c = *ck;
+
+    *ck = NULL;
+    if (!c)
+        return;
+    free(c->by_name);
+    for (size_t i = 0; i < c->n_shard; i++)
+        esp_safetensors_destroy(&c->shard[i]);
+    free(c->dir);
+    free(c);
+}
+
+const struct esp_config *esp_checkpoint_config(const struct esp_checkpoint *ck)
+{
+    return &ck->config;
+}
+
+const char *esp_checkpoint_dir(const struct esp_checkpoint *ck)
+{
+    return ck->dir;
+}
+
+const struct esp_tensor *esp_checkpoint_tensor(const struct esp_checkpoint *ck, enum esp_role role,
+                                               uint32_t layer)
+{
+    uint32_t n;
+
+    if ((unsigned)role >= ESP_N_ROLE)
+        return NULL;
+    n = esp_role_count(&ck->config, role);
+    if (!esp_role_has_layers(role))
+        layer = 0;
+    return layer < n ? ck->role[role][layer] : NULL;
+}
+
+uint64_t esp_checkpoint_n_bytes(const struct esp_checkpoint *ck)
+{
+    uint64_t n = 0; /* cannot overflow: tensors of one mapping each, no two of the same bytes */
+
+    for (int role = 0; role < ESP_N_ROLE; role++) {
+        for (uint32_t i = 0; i < esp_role_count(&ck->config, (enum esp_role)role); i++)
+            n += ck->role[role][i]->n_bytes;
+    }
+    return n;
+}

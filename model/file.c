@@ -1,0 +1,113 @@
+#include "model/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static esp_status open_regular(int *out, size_t *n_bytes, const char *path, struct esp_err *err)
+{
+    struct stat sb;
+    /* O_NONBLOCK: opening a FIFO would otherwise wait for its writer. It changes nothing for a regular file.
+     */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+    *out = -1;
+    if (fd < 0)
+        return esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
+    if (fstat(fd, &sb) != 0) {
+        int e = errno;
+        close(fd);
+        return esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(e));
+    }
+    if (!S_ISREG(sb.st_mode)) {
+        close(fd);
+        return esp_fail(err, ESP_E_IO, "%s: not a regular file%s", path,
+                        S_ISDIR(sb.st_mode) ? " but a directory" : "");
+    }
+    *n_bytes = (size_t)sb.st_size; /* 64 bits on both platforms; never negative for a regular file */
+    *out = fd;
+    return ESP_OK;
+}
+
+esp_status esp_file_read(char **out, size_t *n_bytes, const char *path, size_t n_max, struct esp_err *err)
+{
+    esp_status st;
+    char *data = NULL;
+    size_t n_file, n = 0;
+    int fd;
+
+    *out = NULL;
+    *n_bytes = 0;
+    st = open_regular(&fd, &n_file, path, err);
+    if (st)
+        return st;
+    if (n_file > n_max) {
+        st = esp_fail(err, ESP_E_FORMAT, "%s: %zu bytes, expected at most %zu", path, n_file, n_max);
+        goto done;
+    }
+    data = malloc(n_file + 1);
+    if (!data) {
+        st = esp_fail(err, ESP_E_NOMEM, "%s: %zu bytes", path, n_file);
+        goto done;
+    }
+    while (n < n_file) {
+        ssize_t got = read(fd, data + n, n_file - n);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0) {
+            st = esp_fail(err, ESP_E_IO, "%s: %s", path,
+                          got < 0 ? strerror(errno) : "became shorter while read");
+            goto done;
+        }
+        n += (size_t)got;
+    }
+    data[n] = '\0';
+    *out = data;
+    *n_bytes = n;
+    data = NULL;
+done:
+    free(data);
+    close(fd);
+    return st;
+}
+
+esp_status esp_file_map(const void **out, size_t *n_bytes, const char *path, struct esp_err *err)
+{
+    esp_status st;
+    void *data = NULL;
+    size_t n_file;
+    int fd;
+
+    *out = NULL;
+    *n_bytes = 0;
+    st = open_regular(&fd, &n_file, path, err);
+    if (st)
+        return st;
+    if (n_file > 0) { /* an empty mapping is no mapping */
+        data = mmap(NULL, n_file, PROT_READ, MAP_SHARED, fd, 0);
+        if (data == MAP_FAILED) {
+            st = esp_fail(err, ESP_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+            data = NULL;
+            n_file = 0;
+        }
+    }
+    close(fd); /* the mapping holds the file */
+    *out = data;
+    *n_bytes = n_file;
+    return st;
+}
+
+void esp_file_unmap(const void *data, size_t n_bytes)
+{
+    if (data)
+        munmap((void *)(uintptr_t)data, n_bytes);
+}
+
+bool esp_file_exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}

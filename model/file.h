@@ -1,0 +1,34 @@
+/**
+ * Reading files that someone else made: only regular ones, never larger than said, never waiting.
+ */
+#ifndef ESP_MODEL_FILE_H
+#define ESP_MODEL_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "proto/status.h"
+
+/**
+ * A whole file as a heap block, NUL-terminated beyond its n_bytes.
+ *
+ * @param out    the caller frees it; NULL on failure
+ * @param n_max  a larger file is refused before memory is asked for
+ * Errors, all naming the path: ESP_E_IO (cannot be opened or read, no regular file: a FIFO is not waited
+ * for), ESP_E_FORMAT (too large), ESP_E_NOMEM.
+ */
+esp_status esp_file_read(char **out, size_t *n_bytes, const char *path, size_t n_max, struct esp_err *err);
+
+/**
+ * A whole file mapped for reading; a file of no bytes gives NULL and 0. esp_file_unmap gives it back.
+ * Errors: as above.
+ */
+esp_status esp_file_map(const void **out, size_t *n_bytes, const char *path, struct esp_err *err);
+
+/** Tolerates NULL. */
+void esp_file_unmap(const void *data, size_t n_bytes);
+
+/** Whether the path leads to anything; dangling links do not. */
+bool esp_file_exists(const char *path);
+
+#endif

@@ -1,0 +1,27 @@
+/**
+ * A stored tensor.
+ */
+#ifndef ESP_MODEL_TENSOR_H
+#define ESP_MODEL_TENSOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/dtype.h"
+
+#define ESP_TENSOR_MAX_DIM 8
+
+/** A stored tensor, borrowed from the mapped file: row-major, little-endian, of any alignment. */
+struct esp_tensor {
+    enum esp_dtype
+        dtype;      /* ESP_F32, ESP_F16 or ESP_BF16 in a checkpoint; unset for types we have no use for */
+    uint32_t n_dim; /* 1 to 4 in a checkpoint; 0 for a scalar */
+    uint64_t shape[ESP_TENSOR_MAX_DIM];
+    const void *data;
+    size_t n_bytes;
+    const char *name;         /* as stored */
+    const char *stored_dtype; /* as stored: "BF16" */
+    const char *file;         /* path, for messages */
+};
+
+#endif

@@ -72,8 +72,8 @@ struct esp_config {
     struct esp_preprocess_config preprocess;
     uint32_t projection_dim; /* equals text.width */
     uint32_t image_token;    /* id of <image> */
-    uint32_t bos, eos,
-        pad; /* ids; of generation_config.json, config.json or text_config, in this order; a list's first */
+    /* ids, of generation_config.json, config.json or its text_config, in this order; of a list the first */
+    uint32_t bos, eos, pad;
 };
 
 /**

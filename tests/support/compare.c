@@ -25,7 +25,7 @@ struct esp_diff esp_diff_of(const float *got, const double *want, size_t rows, s
             const double relative =
                 error > 0 ? error / scale : 0; /* infinite where the whole row should be 0 */
             error_square += error * error;
-            if ((!finite && d.n_nonfinite == 0) || (d.n_nonfinite == 0 && relative > d.worst)) {
+            if (d.n_nonfinite == 0 && (!finite || relative > d.worst)) {
                 d.row = r;
                 d.col = c;
             }

@@ -2,11 +2,20 @@
  * Sockets: the one place that sees zmq.h.
  *
  * A link is one ZeroMQ socket with our limits set (maximum message size, high-water marks, linger, heartbeats) that
- * sends and receives whole checked messages. One thread owns a link. Nothing here blocks but esp_link_wait.
+ * sends and receives whole checked messages. One thread owns a link. Nothing here blocks but esp_link_wait, and
+ * esp_net_destroy for as long as its links were told to linger.
+ *
+ * A routing id proves nothing: any peer that can connect may claim any, and takes over from a living one that has it (so
+ * that a worker can come back before its old connection is known to be dead). What a peer may do follows from what it
+ * said hello with, and who can connect from the endpoint: this machine only, unless keys are used.
  * CURVE and key files will live here too.
  */
 #ifndef ESP_PROTO_LINK_H
 #define ESP_PROTO_LINK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include "proto/status.h"
 #include "proto/wire.h"
@@ -15,7 +24,7 @@ struct esp_net;  /* a ZeroMQ context; safe from any thread */
 struct esp_link; /* a socket */
 
 esp_status esp_net_create(struct esp_net **out, struct esp_err *err);
-void esp_net_destroy(struct esp_net **net); /* after its links; waits for nothing */
+void esp_net_destroy(struct esp_net **net); /* after its links; waits for what they linger */
 
 enum esp_link_type {
     ESP_LINK_SERVE, /* ROUTER: many peers, each named by an esp_peer; what cannot be delivered is an error, not lost */
@@ -24,7 +33,7 @@ enum esp_link_type {
 
 struct esp_link_options {
     enum esp_link_type type;
-    const char *identity; /* DIAL: our routing id, <= 255 bytes; NULL: the peer invents one */
+    const char *identity; /* DIAL: our routing id, 1 .. 255 bytes; NULL: the peer invents one a connection */
     size_t max_frame;     /* bytes of any frame received; 0: ESP_MAX_FRAME */
     int hwm;              /* messages queued a peer, each way; 0: 64 */
     int linger_ms;        /* how long destroy lets queued messages leave; 0: none */
@@ -37,7 +46,7 @@ struct esp_peer {
 };
 
 bool esp_peer_equal(const struct esp_peer *a, const struct esp_peer *b);
-/** Printable form for log lines: its text if printable, else hex. out holds at least 64 bytes. */
+/** Printable form for log lines: its text if printable, else hex, cut to fit. out holds at least 64 bytes. */
 const char *esp_peer_text(const struct esp_peer *peer, char *out, size_t n_out);
 
 esp_status esp_link_create(struct esp_link **out, struct esp_net *net, const struct esp_link_options *options,
@@ -52,11 +61,17 @@ bool esp_endpoint_is_local(const char *endpoint);
  * An endpoint that is not local is refused with ESP_E_ARG unless `insecure`: without keys anyone who reaches the port may use it.
  */
 esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insecure, char *bound, struct esp_err *err);
+
+/**
+ * Starts connecting, and reconnects by itself for ever (every 100 ms to 2 s). Messages sent meanwhile wait in the queue, up to
+ * its hwm; those that were on their way when a connection broke are lost.
+ * Errors: ESP_E_ARG (no such form of endpoint), ESP_E_IO.
+ */
 esp_status esp_link_connect(struct esp_link *link, const char *endpoint, struct esp_err *err);
 
 /**
  * Sends a message with its blobs; never blocks. `to` is required for SERVE and NULL for DIAL.
- * Blobs with a release are consumed in every case.
+ * Blobs with a release are consumed in every case (and zeroed in *msg); the others are copied.
  * Errors: ESP_E_LIMIT (the peer's queue is full), ESP_E_CLOSED (no such peer any more), ESP_E_PROTO (we made nonsense), ESP_E_NOMEM.
  */
 esp_status esp_link_send(struct esp_link *link, const struct esp_peer *to, struct esp_msg *msg, struct esp_err *err);
@@ -64,8 +79,9 @@ esp_status esp_link_send(struct esp_link *link, const struct esp_peer *to, struc
 /**
  * Takes the next message, if any; never blocks.
  * @param from  SERVE: who sent it, also when the message was bad; may be NULL for DIAL
- * @param msg   esp_msg_finish it
- * Errors: ESP_E_TIMEOUT (nothing there), ESP_E_PROTO (a bad message, dropped whole: *from says whose).
+ * @param msg   esp_msg_finish it; zeroed on failure
+ * Errors: ESP_E_TIMEOUT (nothing there), ESP_E_PROTO (a bad message, dropped whole: *from says whose), ESP_E_NOMEM
+ * (likewise). After a bad message there may be more: only ESP_E_TIMEOUT says that the queue is empty.
  */
 esp_status esp_link_recv(struct esp_link *link, struct esp_peer *from, struct esp_msg *msg, struct esp_err *err);
 
@@ -78,7 +94,7 @@ struct esp_wait {
 
 /**
  * Sleeps until something is ready, timeout_ms passes (-1: for ever; then ESP_E_TIMEOUT) or a signal comes
- * (ESP_OK with nothing ready).
+ * (ESP_OK with nothing ready). At most 64 things.
  */
 esp_status esp_link_wait(struct esp_wait *waits, uint32_t n, int timeout_ms, struct esp_err *err);
 

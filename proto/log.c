@@ -47,7 +47,8 @@ void esp_log(const struct esp_log *log, enum esp_log_level level, const char *fm
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &tm);
     n = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &tm);
-    w = snprintf(line + n, sizeof line - n, ".%03ldZ %s %s ", now.tv_nsec / 1000000, level_names[level], log->who);
+    w = snprintf(line + n, sizeof line - n, ".%03ldZ %s %s ", now.tv_nsec / 1000000, level_names[level],
+                 log->who);
     n += (size_t)w;
     va_start(ap, fmt);
     w = vsnprintf(line + n, sizeof line - n - 1, fmt, ap);

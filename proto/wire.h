@@ -1,10 +1,14 @@
 /**
  * Messages as C structures: pack, unpack, validate.
  *
- * wire.c alone sees protobuf-c's types. What esp_wire_unpack hands out has passed every check that can be made
+ * wire*.c alone see protobuf-c's types. What esp_wire_unpack hands out has passed every check that can be made
  * without knowing the receiver's state: version, kind, enum values, counts, string lengths and contents (UTF-8,
  * no control characters in names), number and sizes of the raw frames against the header. What depends on
  * state (epoch, positions, this worker's width) the receiver checks.
+ *
+ * A message is sent only if it would be accepted: packing makes the same checks. One thing it forgives: strings that are
+ * one line for people (causes, names of devices, drivers and files) may hold anything when sent; what is not
+ * UTF-8 and control characters become '?', and what is too long is cut, because a cause must get through.
  *
  * Conversation and meaning of every field: proto/espalier.proto.
  */
@@ -288,7 +292,12 @@ struct esp_msg_status {
     const char *why;
 };
 
-/** A raw frame. Sending: if release is set, the bytes belong to the message from the call on (also when it fails). */
+/**
+ * A raw frame. Sending: if release is set, the bytes belong to the message from the call on (also when it fails) and
+ * are sent without a copy; release is then called once, perhaps from another thread and after the call.
+ * Received: release is set by the link; whoever wants to keep the bytes past esp_msg_finish may take the whole
+ * esp_blob, leave zeroes there, and call release(data, hint) itself.
+ */
 struct esp_blob {
     const void *data; /* of no promised alignment on receipt: memcpy */
     size_t n_bytes;
@@ -331,13 +340,17 @@ struct esp_msg {
 
 /**
  * Frame 0 of a message. Checks what it packs as strictly as esp_wire_unpack does, so that a bug of ours shows here.
- * @param bytes  malloc'ed, the caller's
+ * @param bytes  malloc'ed, the caller's; NULL on failure
+ * Errors: ESP_E_PROTO with the reason, ESP_E_NOMEM.
  */
 esp_status esp_wire_pack(uint8_t **bytes, size_t *n_bytes, const struct esp_msg *msg, struct esp_err *err);
 
 /**
- * A message from its frames: frame 0 and n_blobs raw ones (borrowed; blob views point into them).
- * Errors: ESP_E_PROTO with the reason; nothing is kept then. A version other than ours: ESP_E_PROTO naming both.
+ * A message from its frames: frame 0 (borrowed for the call) and n_blobs raw ones, which *out points into. Blobs with a
+ * release are *out's on success and stay the caller's on failure; the others are borrowed until esp_msg_finish.
+ * Memory: at most 1 MiB + 32 bytes a header byte, never more than 64 MiB.
+ * Errors: ESP_E_PROTO with the reason, ESP_E_NOMEM; *out is zeroed then. A version other than ours: ESP_E_PROTO naming
+ * both.
  */
 esp_status esp_wire_unpack(struct esp_msg *out, const void *header, size_t n_header, const struct esp_blob *blobs,
                            uint32_t n_blobs, struct esp_err *err);

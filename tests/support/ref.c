@@ -366,9 +366,8 @@ static uint32_t drop_bits(uint32_t u, unsigned n)
 uint16_t esp_ref_f32_to_bf16(float x)
 {
     const uint32_t u = float_bits(x);
-    if (isnan(x))
-        return (uint16_t)(u >> 16 |
-                          0x40);       /* the quiet bit: a payload in the lower half would become infinity */
+    if (isnan(x)) /* the quiet bit is set, for a payload in the lower half alone would leave infinity */
+        return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)drop_bits(u, 16); /* a carry into the exponent is right, up to infinity */
 }
 

@@ -1,0 +1,444 @@
+#include "cli/ask.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cli/signals.h"
+#include "model/checkpoint.h"
+
+#define MODEL_IS                                                                                             \
+    "a Hugging Face directory, as 'huggingface-cli download google/paligemma-3b-mix-224' leaves it"
+
+/* The coordinator's defaults: what is larger is asked for. */
+#define DEFAULT_CONTEXT    2048
+#define DEFAULT_MAX_IMAGES 16
+#define CONTEXT_STEP       256
+
+void esp_where_args(struct esp_where *where, struct esp_arg args[ESP_N_CLUSTER_ARGS])
+{
+    const struct esp_arg table[ESP_N_CLUSTER_ARGS] = {
+        {"model", 'm', ESP_ARG_TEXT, "DIR", "The checkpoint: " MODEL_IS ". Default: $ESPALIER_MODEL.",
+         &where->model, 0, 0, false, NULL},
+        {"connect", 0, ESP_ARG_TEXT, "ENDPOINT",
+         "Use the cluster whose coordinator serves there (tcp://HOST:PORT) instead of starting one on this "
+         "machine.",
+         &where->connect, 0, 0, false, NULL},
+        {"workers", 0, ESP_ARG_U32, "N",
+         "Workers to start on this machine, 1 to 64. Default: one for each --device, else 2.",
+         &where->workers, 1, ESP_EMBED_MAX_WORKERS, false, &where->workers_given},
+        {"device", 'd', ESP_ARG_LIST, "D,...",
+         "Vulkan devices of the workers, by index or name ('espalier devices' lists them), in turn.",
+         &where->devices, 0, 0, false, NULL},
+        {"split", 0, ESP_ARG_TEXT, "V/T,...",
+         "Layers of each worker, vision/text (2/1,0/2), instead of placing them by measured speed and "
+         "memory.",
+         &where->split, 0, 0, false, NULL},
+        {"memory", 0, ESP_ARG_U32, "MIB",
+         "Device memory that each worker may fill. Default: what the device offers.", &where->memory_mib, 1,
+         1u << 30, false, NULL},
+        {"context", 0, ESP_ARG_U32, "TOKENS",
+         "Longest sequence, image tokens included. Default: what the request needs, at least 2048.",
+         &where->context, 1, 1u << 20, false, &where->context_given},
+        {"kv-tokens", 0, ESP_ARG_U32, "TOKENS",
+         "Room for keys and values, shared by all sequences. Default: enough for the context.",
+         &where->kv_tokens, 1, 1u << 24, false, NULL},
+        {"final-softcap", 0, ESP_ARG_FLAG, NULL,
+         "Apply the final soft-cap that a PaliGemma 2 config names (off in the reference).",
+         &where->final_softcap, 0, 0, false, NULL},
+    };
+    memcpy(args, table, sizeof table);
+}
+
+void esp_input_args(struct esp_ask *ask, struct esp_arg args[ESP_N_INPUT_ARGS])
+{
+    args[0] = (struct esp_arg){
+        "image",
+        'i',
+        ESP_ARG_TEXTS,
+        "FILE",
+        "A PNG or JPEG picture, - for standard input. Several: give it several times, in order.",
+        &ask->images,
+        0,
+        0,
+        false,
+        NULL};
+}
+
+void esp_output_args(struct esp_ask *ask, struct esp_arg args[ESP_N_OUTPUT_ARGS])
+{
+    const struct esp_arg table[ESP_N_OUTPUT_ARGS] = {
+        {"json", 0, ESP_ARG_FLAG, NULL, "One JSON object on standard output, at the end.", &ask->json, 0, 0,
+         false, NULL},
+        {"trace", 0, ESP_ARG_TEXT, "FILE",
+         "Write every intermediate tensor of the first step to FILE (safetensors, f32).", &ask->trace, 0, 0,
+         false, NULL},
+        {"verbose", 'v', ESP_ARG_COUNT, NULL,
+         "Say more on standard error: timing and the daemons' info; -vv and -vvv for their debug and trace.",
+         &ask->verbose, 0, 0, false, NULL},
+    };
+    memcpy(args, table, sizeof table);
+}
+
+/* ---- rules ---- */
+
+int esp_where_check(const struct esp_command_help *command, struct esp_where *where)
+{
+    const char *env = getenv("ESPALIER_MODEL");
+
+    if (!where->model && env && *env)
+        where->model = env;
+    if (where->connect) {
+        const struct {
+            const char *name;
+            bool given;
+        } local[] = {{"workers", where->workers_given},      {"device", where->devices.n > 0},
+                     {"split", where->split != NULL},        {"memory", where->memory_mib > 0},
+                     {"context", where->context_given},      {"kv-tokens", where->kv_tokens > 0},
+                     {"final-softcap", where->final_softcap}};
+        for (size_t i = 0; i < sizeof local / sizeof local[0]; i++) {
+            if (local[i].given)
+                return esp_args_bad(command,
+                                    "--%s is for a cluster started here; the one at --connect has its own",
+                                    local[i].name);
+        }
+        return ESP_ARGS_GO_ON;
+    }
+    if (!where->model)
+        return esp_args_bad(command, "no model: give --model DIR (" MODEL_IS "), or set ESPALIER_MODEL");
+    if (!where->workers_given)
+        where->workers = where->devices.n > 0 ? where->devices.n : ESP_DEFAULT_WORKERS;
+    if (where->workers > ESP_EMBED_MAX_WORKERS)
+        return esp_args_bad(command, "--device: %u devices, at most %u workers run here", where->workers,
+                            ESP_EMBED_MAX_WORKERS);
+    return ESP_ARGS_GO_ON;
+}
+
+int esp_ask_check(const struct esp_command_help *command, struct esp_ask *ask)
+{
+    uint32_t n_stdin = ask->prompt && strcmp(ask->prompt, "-") == 0;
+
+    if (ask->images.n > ESP_MAX_BLOBS)
+        return esp_args_bad(command, "--image: %u pictures, at most %u in one request", ask->images.n,
+                            ESP_MAX_BLOBS);
+    for (uint32_t i = 0; i < ask->images.n; i++)
+        n_stdin += strcmp(ask->images.at[i], "-") == 0;
+    if (n_stdin > 1)
+        return esp_args_bad(command, "standard input (-) can be read once only");
+    return esp_where_check(command, &ask->where);
+}
+
+static bool is_utf8(const char *text, size_t n)
+{
+    json_t *s = json_stringn(text, n); /* refuses what is not */
+    json_decref(s);
+    return s != NULL;
+}
+
+/* ---- files ---- */
+
+/* Everything that can be read from fd, at most max bytes, with a NUL behind it. */
+static esp_status read_all(void **out, size_t *n_out, int fd, const char *name, size_t n_hint, size_t max,
+                           struct esp_err *err)
+{
+    size_t n = 0, n_room = n_hint < max ? n_hint + 1 : max + 1;
+    char *bytes = malloc(n_room + 1);
+
+    *out = NULL;
+    for (;;) {
+        ssize_t r;
+        if (!bytes)
+            return esp_fail(err, ESP_E_NOMEM, "%s: out of memory", name);
+        r = read(fd, bytes + n, n_room - n);
+        if (r < 0) {
+            esp_fail(err, ESP_E_IO, "%s: %s", name, strerror(errno));
+            break;
+        }
+        n += (size_t)r;
+        if (r == 0) {
+            bytes[n] = '\0';
+            *out = bytes;
+            *n_out = n;
+            return ESP_OK;
+        }
+        if (n > max) {
+            esp_fail(err, ESP_E_LIMIT, "%s: larger than %zu bytes", name, max);
+            break;
+        }
+        if (n == n_room) {
+            char *grown;
+            n_room = n_room * 2 < max + 1 ? n_room * 2 : max + 1;
+            grown = realloc(bytes, n_room + 1);
+            if (!grown) {
+                esp_fail(err, ESP_E_NOMEM, "%s: out of memory", name);
+                break;
+            }
+            bytes = grown;
+        }
+    }
+    free(bytes);
+    return err ? err->code : ESP_E_IO;
+}
+
+static esp_status read_image(void **out, size_t *n_out, const char *path, struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+    struct stat info;
+    int fd;
+
+    *out = NULL;
+    if (strcmp(path, "-") == 0)
+        return read_all(out, n_out, STDIN_FILENO, "standard input", 1u << 20, ESP_MAX_IMAGE_FILE, err);
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* a FIFO must not hold us here */
+    if (fd < 0 || fstat(fd, &info) != 0) {
+        st = esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
+        goto done;
+    }
+    if (!S_ISREG(info.st_mode)) {
+        st = esp_fail(err, ESP_E_IO, "%s: not a regular file", path);
+        goto done;
+    }
+    if (info.st_size > (off_t)ESP_MAX_IMAGE_FILE) {
+        st = esp_fail(err, ESP_E_LIMIT, "%s: %lld bytes; a picture may have %u", path,
+                      (long long)info.st_size, ESP_MAX_IMAGE_FILE);
+        goto done;
+    }
+    st = read_all(out, n_out, fd, path, (size_t)info.st_size, ESP_MAX_IMAGE_FILE, err);
+    if (st == ESP_OK && *n_out == 0) {
+        free(*out);
+        *out = NULL;
+        st = esp_fail(err, ESP_E_FORMAT, "%s: empty", path);
+    }
+done:
+    if (fd >= 0)
+        close(fd);
+    return st;
+}
+
+/* A file's name for messages that cross the wire: the part after the last '/', what is not printable UTF-8 as
+ * '?'. */
+static char *wire_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *name = strdup(slash && slash[1] ? slash + 1 : path);
+
+    if (!name)
+        return NULL;
+    if (strlen(name) > 200)
+        name[200] = '\0';
+    for (char *p = name; *p; p++) {
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = '?';
+    }
+    if (!is_utf8(name, strlen(name))) {
+        for (char *p = name; *p; p++) {
+            if ((unsigned char)*p >= 0x80)
+                *p = '?';
+        }
+    }
+    return name;
+}
+
+static esp_status read_images(struct esp_ask *ask, struct esp_msg *request, struct esp_err *err)
+{
+    for (uint32_t i = 0; i < ask->images.n; i++) {
+        esp_status st = read_image(&ask->blob[i], &request->blob[i].n_bytes, ask->images.at[i], err);
+        if (st)
+            return st;
+        ask->n_blobs = i + 1;
+        request->blob[i].data = ask->blob[i];
+        ask->image_name[i] = wire_name(ask->images.at[i]);
+        if (!ask->image_name[i])
+            return esp_fail(err, ESP_E_NOMEM, "out of memory");
+    }
+    request->n_blobs = ask->n_blobs;
+    request->request.n_images = ask->n_blobs;
+    request->request.image_names = (const char *const *)ask->image_name;
+    return ESP_OK;
+}
+
+static esp_status read_prompt(struct esp_ask *ask, struct esp_msg *request, struct esp_err *err)
+{
+    const char *suffix = request->request.suffix;
+    size_t n = 0;
+
+    if (strcmp(ask->prompt, "-") == 0) {
+        void *text;
+        esp_status st = read_all(&text, &n, STDIN_FILENO, "standard input", 4096, ESP_MAX_TEXT, err);
+        if (st)
+            return st;
+        ask->prompt_read = text;
+        if (strlen(text) != n)
+            return esp_fail(err, ESP_E_FORMAT, "the prompt on standard input holds a NUL character");
+        if (n > 0 && ask->prompt_read[n - 1] == '\n') /* the line's end is not part of the prompt */
+            ask->prompt_read[n - 1] = '\0';
+        ask->prompt = ask->prompt_read;
+    }
+    n = strlen(ask->prompt);
+    if (n > ESP_MAX_TEXT || (suffix && strlen(suffix) > ESP_MAX_TEXT))
+        return esp_fail(err, ESP_E_LIMIT, "the prompt or suffix has more than %d bytes", ESP_MAX_TEXT);
+    if (!is_utf8(ask->prompt, n))
+        return esp_fail(err, ESP_E_ARG, "the prompt is not UTF-8");
+    if (suffix && !is_utf8(suffix, strlen(suffix)))
+        return esp_fail(err, ESP_E_ARG, "the suffix is not UTF-8");
+    request->request.prompt = ask->prompt;
+    return ESP_OK;
+}
+
+/* ---- the cluster ---- */
+
+esp_status esp_where_open_model(const struct esp_where *where, struct esp_config *config, struct esp_err *err)
+{
+    struct esp_checkpoint *ck;
+    esp_status st = esp_checkpoint_open(&ck, where->model, err);
+
+    if (st)
+        return st;
+    if (config)
+        *config = *esp_checkpoint_config(ck);
+    esp_checkpoint_destroy(&ck);
+    return ESP_OK;
+}
+
+void esp_where_embed_options(const struct esp_where *where, unsigned verbose, struct esp_embed_options *out)
+{
+    memset(out, 0, sizeof *out);
+    out->model = where->model;
+    out->n_workers = where->workers;
+    out->devices = &where->devices;
+    out->split = where->split;
+    out->context = where->context;
+    out->kv_tokens = where->kv_tokens;
+    out->memory_mib = where->memory_mib;
+    out->final_softcap = where->final_softcap;
+    out->verbose = verbose;
+}
+
+/* A byte is a token at worst. */
+static uint64_t tokens_needed(const struct esp_ask *ask, const struct esp_msg_request *r)
+{
+    return (uint64_t)r->n_images * ask->config.vision.n_token + strlen(r->prompt) +
+           (r->suffix ? strlen(r->suffix) : 0) + r->max_tokens + 4;
+}
+
+static esp_status start_here(struct esp_ask *ask, const struct esp_msg_request *r, struct esp_err *err)
+{
+    struct esp_embed_options options;
+    uint64_t need = (tokens_needed(ask, r) + CONTEXT_STEP - 1) / CONTEXT_STEP * CONTEXT_STEP;
+    uint64_t n_seqs = r->sampling.beams > 1     ? r->sampling.beams
+                      : r->sampling.best_of > 1 ? r->sampling.best_of
+                                                : 1;
+
+    esp_where_embed_options(&ask->where, ask->verbose, &options);
+    if (!ask->where.context_given && need > DEFAULT_CONTEXT && need <= UINT32_MAX)
+        options.context = (uint32_t)need;
+    if (ask->where.kv_tokens == 0 && n_seqs > 1) { /* the prefix is shared, the rest is each one's own */
+        uint64_t context = options.context ? options.context : DEFAULT_CONTEXT;
+        uint64_t kv = context + n_seqs * (r->max_tokens + CONTEXT_STEP);
+        options.kv_tokens = kv <= UINT32_MAX ? (uint32_t)kv : 0;
+    }
+    if (r->n_images > DEFAULT_MAX_IMAGES)
+        options.max_images = r->n_images;
+    return esp_embed_start(&ask->embed, &options, &ask->term, err);
+}
+
+esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp_err *err)
+{
+    esp_status st;
+    const char *endpoint = ask->where.connect;
+
+    st = read_prompt(ask, request, err);
+    if (st == ESP_OK)
+        st = read_images(ask, request, err);
+    if (st == ESP_OK && ask->where.model) {
+        st = esp_where_open_model(&ask->where, &ask->config, err);
+        ask->has_config = st == ESP_OK;
+    }
+    if (st == ESP_OK)
+        st = esp_signals_install(err);
+    if (st == ESP_OK && !endpoint) {
+        esp_term_progress(&ask->term, "starting %u workers", ask->where.workers);
+        st = start_here(ask, &request->request, err);
+        if (st == ESP_OK)
+            endpoint = esp_embed_endpoint(ask->embed);
+    }
+    if (st == ESP_OK)
+        st = esp_client_create(&ask->client, endpoint, ask->embed, &ask->term, err);
+    return st;
+}
+
+void esp_ask_close(struct esp_ask *ask)
+{
+    esp_term_clear(&ask->term);
+    esp_client_destroy(&ask->client);
+    esp_embed_stop(&ask->embed);
+    for (uint32_t i = 0; i < ask->n_blobs; i++) {
+        free(ask->blob[i]);
+        free(ask->image_name[i]);
+    }
+    ask->n_blobs = 0;
+    free(ask->prompt_read);
+    ask->prompt_read = NULL;
+}
+
+/* ---- telling ---- */
+
+void esp_ask_waiting(struct esp_ask *ask, const struct esp_msg_waiting *waiting)
+{
+    const double mib = 1.0 / (1 << 20);
+
+    if (waiting->total == 0)
+        esp_term_progress(&ask->term, "%s", waiting->what);
+    else if (strstr(waiting->what, "load")) /* counts bytes */
+        esp_term_progress(&ask->term, "%s: %.0f %%, %.0f of %.0f MiB", waiting->what,
+                          100.0 * (double)waiting->done / (double)waiting->total, (double)waiting->done * mib,
+                          (double)waiting->total * mib);
+    else
+        esp_term_progress(&ask->term, "%s: %llu of %llu", waiting->what, (unsigned long long)waiting->done,
+                          (unsigned long long)waiting->total);
+}
+
+static void layer_range(char *out, size_t n_out, const char *what, uint32_t lo, uint32_t hi)
+{
+    if (lo >= hi)
+        out[0] = '\0';
+    else if (hi == lo + 1)
+        snprintf(out, n_out, "%s %u", what, lo);
+    else
+        snprintf(out, n_out, "%s %u-%u", what, lo, hi - 1);
+}
+
+void esp_ask_tell_stages(struct esp_ask *ask, const struct esp_msg_accepted *accepted)
+{
+    bool software = false;
+
+    for (uint32_t i = 0; i < accepted->n_stages; i++) {
+        const struct esp_stage_info *s = &accepted->stages[i];
+        char enc[48], dec[48];
+
+        layer_range(enc, sizeof enc, "encoder", s->enc_lo, s->enc_hi);
+        layer_range(dec, sizeof dec, "decoder", s->dec_lo, s->dec_hi);
+        software |= s->software;
+        esp_term_line(&ask->term, "%s: %s%s%s on %s%s", s->worker, enc, enc[0] && dec[0] ? ", " : "", dec,
+                      s->device, s->software ? " (software)" : "");
+    }
+    if (software)
+        esp_term_line(&ask->term,
+                      "A software driver computes this on the CPU: slow, the last resort where there is no "
+                      "GPU ('espalier devices').");
+}
+
+int esp_ask_failed(struct esp_term *term, const char *command, const struct esp_err *err)
+{
+    if (err->code == ESP_E_CANCELLED && esp_signals_stop()) {
+        esp_term_line(term, "espalier %s: cancelled", command);
+        return 128 + esp_signals_stop();
+    }
+    esp_term_line(term, "espalier %s: %s", command, err->text);
+    return ESP_EXIT_FAILED;
+}

@@ -1,0 +1,344 @@
+#include "cli/client.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/signals.h"
+
+#define ANSWER_MS 10000 /* a coordinator elsewhere that is asked for its status answers within this */
+#define QUIET_MS  10000 /* silence after which it is asked again */
+#define CANCEL_MS 2000  /* for a cancelled request to end */
+
+struct esp_client {
+    struct esp_net *net;
+    struct esp_link *link;
+    struct esp_embed *embed; /* borrowed; NULL: a cluster elsewhere */
+    struct esp_term *term;   /* borrowed */
+    const char *endpoint;    /* borrowed */
+    uint64_t last_id;        /* of requests and status queries */
+};
+
+void esp_reply_finish(struct esp_reply *reply)
+{
+    struct esp_msg *kept[2] = {reply->accepted, reply->done};
+
+    for (size_t i = 0; i < 2; i++) {
+        if (kept[i])
+            esp_msg_finish(kept[i]);
+        free(kept[i]);
+    }
+    for (uint32_t i = 0; i < reply->n_traces; i++) {
+        esp_msg_finish(reply->traces[i]);
+        free(reply->traces[i]);
+    }
+    free(reply->traces);
+    memset(reply, 0, sizeof *reply);
+}
+
+esp_status esp_client_create(struct esp_client **out, const char *endpoint, struct esp_embed *embed,
+                             struct esp_term *term, struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+    struct esp_link_options options = {.type = ESP_LINK_DIAL};
+    struct esp_client *client = calloc(1, sizeof *client);
+
+    *out = NULL;
+    if (!client)
+        return esp_fail(err, ESP_E_NOMEM, "client: out of memory");
+    client->embed = embed;
+    client->term = term;
+    client->endpoint = endpoint;
+    st = esp_net_create(&client->net, err);
+    if (st)
+        goto done;
+    st = esp_link_create(&client->link, client->net, &options, err);
+    if (st)
+        goto done;
+    st = esp_link_connect(client->link, endpoint, err);
+    if (st)
+        goto done;
+    *out = client;
+    client = NULL;
+done:
+    esp_client_destroy(&client);
+    return st;
+}
+
+void esp_client_destroy(struct esp_client **client)
+{
+    if (!*client)
+        return;
+    esp_link_destroy(&(*client)->link);
+    esp_net_destroy(&(*client)->net);
+    free(*client);
+    *client = NULL;
+}
+
+/* ---- waiting and sending ---- */
+
+/* Sleeps until the link, a signal or a child has something, or `until` (esp_now_ms; -1: for ever) has come,
+ * which is no failure. What the link holds is left for the caller. */
+static esp_status nap(struct esp_client *client, int64_t until, bool heed_signals, struct esp_err *err)
+{
+    esp_status st;
+    struct esp_wait waits[ESP_EMBED_MAX_WAITS + 2];
+    uint32_t n = 0;
+    int64_t left = until < 0 ? -1 : until - esp_now_ms();
+
+    if (left > 60000)
+        left = 60000;
+    if (until >= 0 && left < 0)
+        left = 0;
+    waits[n++] = (struct esp_wait){.link = client->link, .fd = -1};
+    waits[n++] = (struct esp_wait){.fd = esp_signals_fd()};
+    n += esp_embed_waits(client->embed, waits + n);
+    if (heed_signals && esp_signals_stop())
+        return esp_fail(err, ESP_E_CANCELLED, "cancelled");
+    st = esp_link_wait(waits, n, (int)left, err);
+    if (st && st != ESP_E_TIMEOUT)
+        return st;
+    esp_signals_drain();
+    if (heed_signals && esp_signals_stop())
+        return esp_fail(err, ESP_E_CANCELLED, "cancelled");
+    return esp_embed_pump(client->embed, err);
+}
+
+/* A link that is not connected yet may have no room. */
+static esp_status send_soon(struct esp_client *client, struct esp_msg *msg, int64_t until,
+                            struct esp_err *err)
+{
+    for (;;) {
+        esp_status st = esp_link_send(client->link, NULL, msg, err);
+        if (st != ESP_E_LIMIT || esp_now_ms() >= until)
+            return st;
+        st = nap(client, esp_now_ms() + 20, true, err);
+        if (st)
+            return st;
+    }
+}
+
+/* The next message within `until`, of any kind. */
+static esp_status next(struct esp_client *client, struct esp_msg *msg, int64_t until, struct esp_err *err)
+{
+    for (;;) {
+        esp_status st = esp_link_recv(client->link, NULL, msg, err);
+        if (st == ESP_E_PROTO)
+            return esp_err_prefix(err, "%s: bad message: ", client->endpoint);
+        if (st != ESP_E_TIMEOUT)
+            return st;
+        if (until >= 0 && esp_now_ms() >= until)
+            return esp_fail(err, ESP_E_TIMEOUT, "%s does not answer", client->endpoint);
+        st = nap(client, until, true, err);
+        if (st)
+            return st;
+    }
+}
+
+esp_status esp_client_sleep(struct esp_client *client, int ms, struct esp_err *err)
+{
+    int64_t until = esp_now_ms() + ms;
+
+    while (esp_now_ms() < until) {
+        struct esp_msg msg;
+        esp_status st =
+            esp_link_recv(client->link, NULL, &msg, NULL); /* late answers must not pile up, or wake us */
+        if (st == ESP_OK)
+            esp_msg_finish(&msg);
+        if (st == ESP_OK)
+            continue;
+        st = nap(client, until, true, err);
+        if (st)
+            return st;
+    }
+    return ESP_OK;
+}
+
+esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int timeout_ms,
+                             struct esp_err *err)
+{
+    esp_status st;
+    int64_t until = esp_now_ms() + timeout_ms;
+    struct esp_msg query;
+
+    memset(out, 0, sizeof *out);
+    memset(&query, 0, sizeof query);
+    query.kind = ESP_MSG_STATUS_QUERY;
+    query.status_query.id = ++client->last_id;
+    st = send_soon(client, &query, until, err);
+    while (st == ESP_OK) {
+        st = next(client, out, until, err);
+        if (st)
+            break;
+        if (out->kind == ESP_MSG_STATUS && out->status.id == query.status_query.id)
+            return ESP_OK;
+        if (out->kind == ESP_MSG_ERROR && out->error.session == 0)
+            st = esp_fail(err, out->error.code, "%s", out->error.text);
+        esp_msg_finish(out);
+    }
+    memset(out, 0, sizeof *out);
+    if (st == ESP_E_TIMEOUT)
+        esp_fail(err, st, "%s: nothing answers there; is a coordinator running?", client->endpoint);
+    return st;
+}
+
+/* ---- asking ---- */
+
+struct asking {
+    struct esp_client *client;
+    const struct esp_client_hooks *hooks;
+    struct esp_reply *reply;
+    uint64_t id;
+    uint32_t n_tokens;
+    bool ended;
+};
+
+static esp_status keep_trace(struct esp_reply *reply, struct esp_msg *msg, struct esp_err *err)
+{
+    struct esp_msg **grown = realloc(reply->traces, (reply->n_traces + 1) * sizeof(struct esp_msg *));
+
+    if (!grown)
+        return esp_fail(err, ESP_E_NOMEM, "trace: out of memory");
+    reply->traces = grown;
+    grown[reply->n_traces++] = msg;
+    return ESP_OK;
+}
+
+static bool is_ours(const struct asking *ask, const struct esp_msg *msg)
+{
+    switch (msg->kind) {
+    case ESP_MSG_ACCEPTED:
+        return msg->accepted.session == ask->id;
+    case ESP_MSG_WAITING:
+        return msg->waiting.session == ask->id;
+    case ESP_MSG_TOKEN:
+        return msg->token.session == ask->id;
+    case ESP_MSG_TRACE:
+        return msg->trace.session == ask->id;
+    case ESP_MSG_DONE:
+        return msg->done.session == ask->id;
+    case ESP_MSG_ERROR: /* without a session: about the connection or an unreadable request */
+        return msg->error.session == ask->id || msg->error.session == 0;
+    default:
+        return false;
+    }
+}
+
+/* One message of this request. @param msg  set to NULL when kept */
+static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+    const struct esp_client_hooks *hooks = ask->hooks;
+    struct esp_msg *m = *msg;
+
+    if (!is_ours(ask, m))
+        return ESP_OK; /* status answers, the tail of an earlier request */
+    switch (m->kind) {
+    case ESP_MSG_ACCEPTED:
+        if (ask->reply->accepted)
+            return esp_fail(err, ESP_E_PROTO, "the coordinator accepted the request twice");
+        ask->reply->accepted = m;
+        *msg = NULL;
+        if (hooks->accepted)
+            hooks->accepted(hooks->self, &m->accepted);
+        return ESP_OK;
+    case ESP_MSG_WAITING:
+        if (hooks->waiting)
+            hooks->waiting(hooks->self, &m->waiting);
+        return ESP_OK;
+    case ESP_MSG_TOKEN:
+        if (m->token.index != ask->n_tokens)
+            return esp_fail(err, ESP_E_PROTO, "the coordinator sent token %u where %u was expected",
+                            m->token.index, ask->n_tokens);
+        ask->n_tokens++;
+        return hooks->token ? hooks->token(hooks->self, &m->token, err) : ESP_OK;
+    case ESP_MSG_TRACE:
+        st = keep_trace(ask->reply, m, err);
+        if (st == ESP_OK)
+            *msg = NULL;
+        return st;
+    case ESP_MSG_DONE:
+        if (!ask->reply->accepted)
+            return esp_fail(err, ESP_E_PROTO, "the coordinator finished a request that it never accepted");
+        ask->reply->done = m;
+        *msg = NULL;
+        ask->ended = true;
+        return ESP_OK;
+    default:
+        ask->ended = true;
+        return esp_fail(err, m->error.code, "%s",
+                        m->error.text[0] ? m->error.text : esp_status_name(m->error.code));
+    }
+}
+
+/* Tells the coordinator, and gives it CANCEL_MS to say that the request has ended. */
+static void cancel(struct asking *ask)
+{
+    struct esp_client *client = ask->client;
+    int64_t until = esp_now_ms() + CANCEL_MS;
+    struct esp_msg msg;
+
+    memset(&msg, 0, sizeof msg);
+    msg.kind = ESP_MSG_CANCEL;
+    msg.cancel.session = ask->id;
+    if (esp_link_send(client->link, NULL, &msg, NULL) != ESP_OK)
+        return;
+    while (!ask->ended && esp_now_ms() < until) {
+        esp_status st = esp_link_recv(client->link, NULL, &msg, NULL);
+        if (st == ESP_OK) {
+            ask->ended = is_ours(ask, &msg) && (msg.kind == ESP_MSG_DONE || msg.kind == ESP_MSG_ERROR);
+            esp_msg_finish(&msg);
+        } else if (st != ESP_E_TIMEOUT || nap(client, until, false, NULL) != ESP_OK) {
+            return;
+        }
+    }
+}
+
+esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, struct esp_msg *request,
+                          const struct esp_client_hooks *hooks, struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+    struct asking ask = {.client = client, .hooks = hooks, .reply = out};
+    struct esp_msg query;
+    bool probing = false; /* a status query is out, unanswered */
+    int64_t until = -1;
+
+    memset(out, 0, sizeof *out);
+    if (!client->embed) { /* before a request of many megabytes is sent to nobody */
+        st = esp_client_status(&query, client, ANSWER_MS, err);
+        if (st)
+            return st;
+        esp_msg_finish(&query);
+    }
+    ask.id = request->request.id = ++client->last_id;
+    st = send_soon(client, request, esp_now_ms() + ANSWER_MS, err);
+    while (st == ESP_OK && !ask.ended) {
+        struct esp_msg *msg = calloc(1, sizeof *msg);
+
+        if (!msg) {
+            st = esp_fail(err, ESP_E_NOMEM, "client: out of memory");
+            break;
+        }
+        if (!client->embed)
+            until = esp_now_ms() + (probing ? ANSWER_MS : QUIET_MS);
+        st = next(client, msg, until, err);
+        if (st == ESP_OK) {
+            probing = false;
+            st = heed(&ask, &msg, err);
+            if (msg)
+                esp_msg_finish(msg);
+        } else if (st == ESP_E_TIMEOUT && !probing) {
+            memset(&query, 0, sizeof query);
+            query.kind = ESP_MSG_STATUS_QUERY;
+            query.status_query.id = ++client->last_id;
+            probing = true;
+            st = esp_link_send(client->link, NULL, &query, err);
+        }
+        free(msg);
+    }
+    if (st && !ask.ended &&
+        !(client->embed && st == ESP_E_CLOSED)) /* a cluster that broke is stopped, not asked */
+        cancel(&ask);
+    if (st)
+        esp_reply_finish(out);
+    return st;
+}

@@ -1,0 +1,63 @@
+/**
+ * Requests to a coordinator over a DIAL link, and what comes back.
+ *
+ * One request at a time. Nothing blocks for good: a signal cancels, an ended child of an embedded cluster
+ * fails, and a coordinator elsewhere that says nothing is asked for its status and then given up.
+ */
+#ifndef ESP_CLI_CLIENT_H
+#define ESP_CLI_CLIENT_H
+
+#include "cli/embed.h"
+#include "cli/term.h"
+#include "proto/link.h"
+#include "proto/status.h"
+#include "proto/wire.h"
+
+struct esp_client;
+
+/** What the asker hears while a request runs; any of them may be NULL. */
+struct esp_client_hooks {
+    void *self;
+    void (*accepted)(void *self, const struct esp_msg_accepted *accepted);
+    void (*waiting)(void *self, const struct esp_msg_waiting *waiting);
+    /** A failure cancels the request. */
+    esp_status (*token)(void *self, const struct esp_msg_token *token, struct esp_err *err);
+};
+
+/** A finished request; esp_reply_finish frees it. Messages as received, the traces in order of arrival. */
+struct esp_reply {
+    struct esp_msg *accepted, *done; /* not NULL after ESP_OK */
+    struct esp_msg **traces;
+    uint32_t n_traces;
+};
+
+void esp_reply_finish(struct esp_reply *reply);
+
+/**
+ * @param endpoint  where the coordinator serves; borrowed, as are the next two
+ * @param embed     NULL: a cluster elsewhere, whose silence is an error
+ * Errors: ESP_E_ARG (endpoint), ESP_E_IO, ESP_E_NOMEM.
+ */
+esp_status esp_client_create(struct esp_client **out, const char *endpoint, struct esp_embed *embed,
+                             struct esp_term *term, struct esp_err *err);
+void esp_client_destroy(struct esp_client **client);
+
+/**
+ * Sends a request (ESP_MSG_REQUEST, its blobs borrowed) and waits for its end.
+ * Errors: what the coordinator's Error says; ESP_E_CANCELLED after a signal (the coordinator was told and
+ * given up to 2 s); ESP_E_TIMEOUT, ESP_E_CLOSED, ESP_E_PROTO.
+ */
+esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, struct esp_msg *request,
+                          const struct esp_client_hooks *hooks, struct esp_err *err);
+
+/**
+ * The cluster's status. @param out  esp_msg_finish it
+ * Errors: ESP_E_TIMEOUT after timeout_ms, and as esp_client_ask.
+ */
+esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int timeout_ms,
+                             struct esp_err *err);
+
+/** Sleeps for so long, or until a signal (ESP_E_CANCELLED) or a child's end (ESP_E_CLOSED). */
+esp_status esp_client_sleep(struct esp_client *client, int ms, struct esp_err *err);
+
+#endif

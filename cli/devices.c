@@ -1,0 +1,41 @@
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/args.h"
+#include "cli/command.h"
+#include "cli/embed.h"
+
+static const struct esp_command_help help = {
+    .name = "devices",
+    .synopsis = "[--json]",
+    .about =
+        "Lists this machine's Vulkan devices, what a worker would make of each, and why some are refused.\n"
+        "It asks espalier-worker, the one program that knows Vulkan.\n",
+    .examples = "  espalier devices\n"
+                "  espalier devices --json\n",
+};
+
+int esp_command_devices(int argc, char **argv)
+{
+    bool json = false;
+    struct esp_arg options[] = {
+        {"json", 0, ESP_ARG_FLAG, NULL, "A JSON array on standard output.", &json, 0, 0, false, NULL}};
+    const struct esp_arg_group groups[] = {{"Output", options, 1}, {NULL, NULL, 0}};
+    struct esp_err err;
+    char path[4096], **rest;
+    int n_rest, r = esp_args_parse(&help, groups, argc, argv, &rest, &n_rest);
+
+    if (r != ESP_ARGS_GO_ON)
+        return r;
+    if (n_rest > 0)
+        return esp_args_bad(&help, "'%s': no such argument", rest[0]);
+    if (esp_program_path(path, sizeof path, "espalier-worker", &err)) {
+        fprintf(stderr, "espalier devices: %s\n", err.text);
+        return ESP_EXIT_FAILED;
+    }
+    execlp(path, path, "--list-devices", json ? "--json" : (char *)NULL, (char *)NULL);
+    fprintf(stderr, "espalier devices: %s: %s\n", path, strerror(errno));
+    return ESP_EXIT_FAILED;
+}

@@ -1,0 +1,159 @@
+#include "cli_child.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define MAX_ARGS 64
+
+long child_now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+void child_start(struct child *c, const char *program, const char *stdin_file, const char *const *args)
+{
+    char *argv[MAX_ARGS + 2] = {(char *)(uintptr_t)program};
+    int out[2], err[2];
+
+    memset(c, 0, sizeof *c);
+    for (size_t i = 0; args[i]; i++) {
+        assert_true(i < MAX_ARGS);
+        argv[1 + i] = (char *)(uintptr_t)args[i];
+    }
+    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(err, O_CLOEXEC), 0);
+    c->started_ms = child_now_ms();
+    c->pid = fork();
+    assert_true(c->pid >= 0);
+    if (c->pid == 0) {
+        int in = open(stdin_file ? stdin_file : "/dev/null", O_RDONLY);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        dup2(in, 0);
+        dup2(out[1], 1);
+        dup2(err[1], 2);
+        unsetenv("ESPALIER_MODEL");
+        execv(program, argv);
+        _exit(125);
+    }
+    close(out[1]);
+    close(err[1]);
+    c->fd[0] = out[0];
+    c->fd[1] = err[0];
+    for (int i = 0; i < 2; i++) {
+        fcntl(c->fd[i], F_SETFL, O_NONBLOCK);
+        c->text[i] = calloc(1, CHILD_MAX_OUTPUT + 1);
+        assert_non_null(c->text[i]);
+    }
+}
+
+/* True when something came. */
+static bool read_output(struct child *c)
+{
+    bool some = false;
+
+    for (int i = 0; i < 2; i++) {
+        while (c->fd[i] >= 0) {
+            ssize_t n = read(c->fd[i], c->text[i] + c->n[i], CHILD_MAX_OUTPUT - c->n[i]);
+            if (n < 0)
+                break;
+            if (n == 0) {
+                close(c->fd[i]);
+                c->fd[i] = -1;
+                break;
+            }
+            c->n[i] += (size_t)n;
+            some = true;
+        }
+    }
+    return some;
+}
+
+static void hear(struct script *s, struct child *c)
+{
+    while (s && s->link) {
+        struct esp_peer from;
+        struct esp_msg msg;
+        struct esp_err err;
+        esp_status st = esp_link_recv(s->link, &from, &msg, &err);
+
+        if (st == ESP_E_TIMEOUT)
+            return;
+        if (st)
+            fail_msg("the fake coordinator received: %s", err.text);
+        if (s->heard)
+            s->heard(s, c, &from, &msg);
+        esp_msg_finish(&msg);
+    }
+}
+
+void child_wait(struct child *c, struct script *s)
+{
+    int status = 0;
+
+    while (c->fd[0] >= 0 || c->fd[1] >= 0 || waitpid(c->pid, &status, WNOHANG) == 0) {
+        struct esp_wait waits[3];
+        uint32_t n = 0;
+
+        for (int i = 0; i < 2; i++) {
+            if (c->fd[i] >= 0)
+                waits[n++] = (struct esp_wait){.fd = c->fd[i]};
+        }
+        if (s && s->link)
+            waits[n++] = (struct esp_wait){.link = s->link, .fd = -1};
+        if (n > 0)
+            esp_link_wait(waits, n, 50, NULL);
+        else
+            usleep(1000);
+        if (read_output(c) && s && s->printed)
+            s->printed(s, c);
+        hear(s, c);
+        if (child_now_ms() - c->started_ms > CHILD_DEADLINE_MS) {
+            kill(c->pid, SIGKILL);
+            waitpid(c->pid, &status, 0);
+            fail_msg("no end within %d ms; stdout:\n%s\nstderr:\n%s", CHILD_DEADLINE_MS, OUT(c), ERR(c));
+        }
+    }
+    c->exit = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+void child_finish(struct child *c)
+{
+    for (int i = 0; i < 2; i++) {
+        if (c->fd[i] >= 0)
+            close(c->fd[i]);
+        free(c->text[i]);
+    }
+    memset(c, 0, sizeof *c);
+}
+
+void child_run(struct child *c, const char *program, const char *const *args)
+{
+    child_start(c, program, NULL, args);
+    child_wait(c, NULL);
+}
+
+void child_expect(const struct child *c, const char *label, int exit_status, const char *err_part,
+                  const char *out_part)
+{
+    if (c->exit != exit_status || (err_part && !strstr(ERR(c), err_part)) ||
+        (out_part && !strstr(OUT(c), out_part)))
+        fail_msg(
+            "%s: exit status %d, expected %d; stderr should hold \"%s\", stdout \"%s\"\n-- stdout:\n%s\n-- "
+            "stderr:\n%s",
+            label, c->exit, exit_status, err_part ? err_part : "", out_part ? out_part : "", OUT(c), ERR(c));
+}

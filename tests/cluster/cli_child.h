@@ -1,0 +1,59 @@
+/**
+ * The built command line as a child process, its output kept, with a deadline; and a coordinator in the
+ * test's own process that says what a test wants. What cannot go on fails the test.
+ */
+#ifndef ESP_TESTS_CLUSTER_CLI_CHILD_H
+#define ESP_TESTS_CLUSTER_CLI_CHILD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "proto/link.h"
+
+#define CHILD_DEADLINE_MS 20000 /* generous: a loaded machine, sanitizers */
+#define CHILD_MAX_OUTPUT  (1u << 20)
+
+struct child {
+    pid_t pid;
+    int fd[2];     /* its stdout and stderr; -1: closed */
+    char *text[2]; /* what came, NUL-terminated */
+    size_t n[2];
+    int exit; /* exit status, or 128 + the signal that killed it */
+    long started_ms;
+};
+
+#define OUT(c) ((c)->text[0])
+#define ERR(c) ((c)->text[1])
+
+/**
+ * Starts `program` with the arguments, a NULL at the end; stdin is /dev/null or the given file.
+ * ESPALIER_MODEL is unset in it, XDG_RUNTIME_DIR is as here.
+ */
+void child_start(struct child *c, const char *program, const char *stdin_file, const char *const *args);
+
+/** What the test wants done when something happens; NULL fields do nothing. */
+struct script {
+    void *self;
+    struct esp_link *link; /* of a fake coordinator; NULL: none */
+    void (*heard)(struct script *s, struct child *c, const struct esp_peer *from, const struct esp_msg *msg);
+    void (*printed)(struct script *s, struct child *c); /* the child wrote something */
+};
+
+/** Runs the script until the child has ended. Fails the test, killing the child, after the deadline. */
+void child_wait(struct child *c, struct script *s);
+
+/** Frees what was kept. */
+void child_finish(struct child *c);
+
+/** start and wait with nothing in between. */
+void child_run(struct child *c, const char *program, const char *const *args);
+
+/** Fails the test, showing everything, unless the child ended with this status and stderr (or stdout) holds
+ * the text. */
+void child_expect(const struct child *c, const char *label, int exit, const char *err_part,
+                  const char *out_part);
+
+long child_now_ms(void);
+
+#endif

@@ -9,15 +9,15 @@
 #include "model/json.h"
 #include "model/roles.h"
 #include "model/safetensors.h"
+#include "model/shard_index.h"
 
-#define MAX_SHARDS      1024u
 #define MAX_INDEX_BYTES ((size_t)4 << 20)
 
 struct esp_checkpoint {
     char *dir;
     struct esp_config config;
     size_t n_shard;
-    struct esp_safetensors *shard[MAX_SHARDS];
+    struct esp_safetensors *shard[ESP_MAX_SHARDS];
     size_t n_tensor;
     const struct esp_tensor **by_name; /* of all shards, sorted */
     const struct esp_tensor *role[ESP_N_ROLE][ESP_MAX_LAYERS];
@@ -48,77 +48,20 @@ static esp_status join(char **out, const char *dir, const char *name, struct esp
     return ESP_OK;
 }
 
-/* A shard is a file of the directory itself; what its name could reach beyond is not ours to open. */
-static bool plain_file_name(const char *name)
-{
-    return *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
-           strlen(name) < 256;
-}
-
-static int compare_strings(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* The different files that a weight map names, sorted, as views into it. */
-static esp_status shard_names(const char ***out, size_t *n_out, const json_t *map, const char *index,
-                              struct esp_err *err)
-{
-    esp_status st = ESP_OK;
-    size_t n = 0, n_kept = 0;
-    const char **names = calloc(json_object_size(map) + 1, sizeof(char *));
-    const char *tensor;
-    json_t *value;
-    char shown[ESP_SHOWN], found[ESP_SHOWN];
-
-    *out = NULL;
-    *n_out = 0;
-    if (!names)
-        return esp_fail(err, ESP_E_NOMEM, "%s: %zu names", index, json_object_size(map));
-    json_object_foreach((json_t *)(uintptr_t)map, tensor, value)
-    {
-        if (!json_is_string(value) || !plain_file_name(json_string_value(value))) {
-            st = esp_fail(err, ESP_E_FORMAT,
-                          "%s: weight_map: %s: found %s, expected the name of a file beside it", index,
-                          esp_shown(shown, tensor), esp_json_describe(found, value));
-            free(names);
-            return st;
-        }
-        names[n++] = json_string_value(value);
-    }
-    qsort(names, n, sizeof *names, compare_strings);
-    for (size_t i = 0; i < n; i++) {
-        if (i == 0 || strcmp(names[n_kept - 1], names[i]) != 0)
-            names[n_kept++] = names[i];
-    }
-    if (n_kept == 0 || n_kept > MAX_SHARDS)
-        st = esp_fail(err, ESP_E_FORMAT, "%s: weight_map: names %zu files, expected 1..%u", index, n_kept,
-                      MAX_SHARDS);
-    if (st) {
-        free(names);
-        return st;
-    }
-    *out = names;
-    *n_out = n_kept;
-    return ESP_OK;
-}
-
 /* Every tensor that the index promises is in the file that it names. */
-static esp_status check_index(const struct esp_checkpoint *ck, const json_t *map, const char *index,
-                              struct esp_err *err)
+static esp_status check_index(const struct esp_checkpoint *ck, const struct esp_shard_index *index,
+                              const char *path, struct esp_err *err)
 {
-    const char *name;
-    json_t *value;
     char shown[ESP_SHOWN];
 
-    json_object_foreach((json_t *)(uintptr_t)map, name, value)
-    {
-        const struct esp_tensor *t = find(ck, name);
+    for (size_t i = 0; i < esp_shard_index_n_entry(index); i++) {
+        struct esp_shard_entry e = esp_shard_index_entry(index, i);
+        const struct esp_tensor *t = find(ck, e.tensor);
         const char *base = t ? strrchr(t->file, '/') + 1 : "";
-        if (strcmp(base, json_string_value(value)) != 0)
+        if (strcmp(base, e.file) != 0)
             return esp_fail(err, ESP_E_FORMAT,
-                            "%s: weight_map: tensor %s is not in %.100s, where it should be", index,
-                            esp_shown(shown, name), json_string_value(value));
+                            "%s: weight_map: tensor %s is not in %.100s, where it should be", path,
+                            esp_shown(shown, e.tensor), e.file);
     }
     return ESP_OK;
 }
@@ -147,34 +90,21 @@ static esp_status merge(struct esp_checkpoint *ck, struct esp_err *err)
     return ESP_OK;
 }
 
-static esp_status open_index(struct esp_checkpoint *ck, const char *index, struct esp_err *err)
+static esp_status open_index(struct esp_checkpoint *ck, const char *index_path, struct esp_err *err)
 {
     esp_status st;
     char *text = NULL, *path = NULL;
-    size_t n_bytes, n_name = 0;
-    json_t *root = NULL;
-    const json_t *map;
-    const char **names = NULL;
-    char found[ESP_SHOWN];
+    size_t n_bytes;
+    struct esp_shard_index *index = NULL;
 
-    st = esp_file_read(&text, &n_bytes, index, MAX_INDEX_BYTES, err);
+    st = esp_file_read(&text, &n_bytes, index_path, MAX_INDEX_BYTES, err);
     if (st)
         goto done;
-    st = esp_json_parse(&root, text, n_bytes, index, err);
+    st = esp_shard_index_parse(&index, text, n_bytes, index_path, err);
     if (st)
         goto done;
-    map = json_object_get(root, "weight_map");
-    if (!json_is_object(map)) {
-        st = esp_fail(err, ESP_E_FORMAT,
-                      "%s: weight_map: found %s, expected an object of tensor and file names", index,
-                      map ? esp_json_describe(found, map) : "nothing");
-        goto done;
-    }
-    st = shard_names(&names, &n_name, map, index, err);
-    if (st)
-        goto done;
-    for (size_t i = 0; i < n_name; i++) {
-        st = join(&path, ck->dir, names[i], err);
+    for (size_t i = 0; i < esp_shard_index_n_file(index); i++) {
+        st = join(&path, ck->dir, esp_shard_index_file(index, i), err);
         if (st)
             goto done;
         st = esp_safetensors_open(&ck->shard[i], path, err);
@@ -186,11 +116,10 @@ static esp_status open_index(struct esp_checkpoint *ck, const char *index, struc
     }
     st = merge(ck, err);
     if (!st)
-        st = check_index(ck, map, index, err);
+        st = check_index(ck, index, index_path, err);
 done:
+    esp_shard_index_destroy(&index);
     free(path);
-    free(names);
-    json_decref(root);
     free(text);
     return st;
 }

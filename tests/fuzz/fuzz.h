@@ -7,7 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/** One input, in a block of exactly n_bytes. Returns 0; a finding is a crash, a sanitizer report or a hang. */
+/** One input, in a block of exactly n_bytes. Returns 0; a finding is a crash, a sanitizer report or a hang.
+ */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
 
 #endif

@@ -185,37 +185,43 @@ static esp_status read_all(void **out, size_t *n_out, int fd, const char *name, 
     return err ? err->code : ESP_E_IO;
 }
 
+/* A regular file of no more than a picture may have. @param fd  set in any case; -1: not open */
+static esp_status open_image(int *fd, size_t *n_bytes, const char *path, struct esp_err *err)
+{
+    struct stat info;
+
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* a FIFO must not hold us here */
+    if (*fd < 0 || fstat(*fd, &info) != 0)
+        return esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
+    if (!S_ISREG(info.st_mode))
+        return esp_fail(err, ESP_E_IO, "%s: not a regular file", path);
+    if (info.st_size > (off_t)ESP_MAX_IMAGE_FILE)
+        return esp_fail(err, ESP_E_LIMIT, "%s: %lld bytes; a picture may have %u", path,
+                        (long long)info.st_size, ESP_MAX_IMAGE_FILE);
+    *n_bytes = (size_t)info.st_size;
+    return ESP_OK;
+}
+
 static esp_status read_image(void **out, size_t *n_out, const char *path, struct esp_err *err)
 {
     esp_status st = ESP_OK;
-    struct stat info;
-    int fd;
+    bool from_stdin = strcmp(path, "-") == 0;
+    size_t n_hint = 1u << 20;
+    int fd = STDIN_FILENO;
 
     *out = NULL;
-    if (strcmp(path, "-") == 0)
-        return read_all(out, n_out, STDIN_FILENO, "standard input", 1u << 20, ESP_MAX_IMAGE_FILE, err);
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* a FIFO must not hold us here */
-    if (fd < 0 || fstat(fd, &info) != 0) {
-        st = esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
-        goto done;
-    }
-    if (!S_ISREG(info.st_mode)) {
-        st = esp_fail(err, ESP_E_IO, "%s: not a regular file", path);
-        goto done;
-    }
-    if (info.st_size > (off_t)ESP_MAX_IMAGE_FILE) {
-        st = esp_fail(err, ESP_E_LIMIT, "%s: %lld bytes; a picture may have %u", path,
-                      (long long)info.st_size, ESP_MAX_IMAGE_FILE);
-        goto done;
-    }
-    st = read_all(out, n_out, fd, path, (size_t)info.st_size, ESP_MAX_IMAGE_FILE, err);
+    if (from_stdin)
+        path = "standard input";
+    else
+        st = open_image(&fd, &n_hint, path, err);
+    if (st == ESP_OK)
+        st = read_all(out, n_out, fd, path, n_hint, ESP_MAX_IMAGE_FILE, err);
     if (st == ESP_OK && *n_out == 0) {
         free(*out);
         *out = NULL;
         st = esp_fail(err, ESP_E_FORMAT, "%s: empty", path);
     }
-done:
-    if (fd >= 0)
+    if (!from_stdin && fd >= 0)
         close(fd);
     return st;
 }

@@ -1,4 +1,4 @@
-#include "cli_child.h"
+#include "tests/cluster/cli_child.h"
 
 #include <errno.h>
 #include <fcntl.h>

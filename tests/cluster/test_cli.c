@@ -11,7 +11,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "cli_child.h"
+#include "tests/cluster/cli_child.h"
 
 #define TINY   "tests/golden/data/tiny"
 #define SCENE  TINY "/images/scene_a.png"

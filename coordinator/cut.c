@@ -211,11 +211,40 @@ static double largest_load(const struct esp_cut_problem *p, const struct esp_cut
 
 /* ---- the tie-break ---- */
 
-/* What polishing lowers, worker by worker. */
-static double goal(const struct esp_cut_problem *p, uint32_t w, const struct esp_cut *c)
+/* Seconds of either tower on the fastest worker: what a share of it is measured by. */
+struct scale {
+    double enc, dec;
+};
+
+/* What polishing keeps to, and what it goes by. */
+struct limits {
+    double bound; /* of every load */
+    struct scale scale;
+};
+
+static struct scale scale_of(const struct esp_cut_problem *p)
 {
-    double e = enc_load(p, w, c), d = dec_load(p, w, c);
-    return (e + d) * (e + d) + e * e + d * d;
+    struct scale s = {INFINITY, INFINITY};
+
+    for (uint32_t w = 0; w < p->n_worker; w++) {
+        const struct esp_cut enc = {.n_enc = p->n_enc, .roles = ENC_ROLES},
+                             dec = {.n_dec = p->n_dec, .roles = DEC_ROLES};
+        s.enc = fmin(s.enc, enc_load(p, w, &enc));
+        s.dec = fmin(s.dec, dec_load(p, w, &dec));
+    }
+    s.enc = fmax(s.enc, 1e-30);
+    s.dec = fmax(s.dec, 1e-30);
+    return s;
+}
+
+/* What polishing lowers, worker by worker: shares of the whole and of each tower, squared. */
+static double goal(const struct esp_cut_problem *p, const struct scale *scale, uint32_t w,
+                   const struct esp_cut *c)
+{
+    double e = enc_load(p, w, c), d = dec_load(p, w, c), all = (e + d) / (scale->enc + scale->dec);
+    e /= scale->enc;
+    d /= scale->dec;
+    return 2.0 * all * all + e * e + d * d;
 }
 
 /*
@@ -248,14 +277,14 @@ static bool settle(uint32_t tower, uint32_t n_layer, uint32_t n_a, uint32_t n_b,
 
 /* Takes the shares a of worker i and b of worker j if they are within the bounds and better. */
 static bool accept(const struct esp_cut_problem *p, struct esp_cut *cut, uint32_t i, uint32_t j,
-                   struct esp_cut a, struct esp_cut b, double bound)
+                   struct esp_cut a, struct esp_cut b, const struct limits *lim)
 {
-    double old = goal(p, i, &cut[i]) + goal(p, j, &cut[j]);
+    double old = goal(p, &lim->scale, i, &cut[i]) + goal(p, &lim->scale, j, &cut[j]);
 
-    if (!(goal(p, i, &a) + goal(p, j, &b) < old * (1.0 - 1e-9)))
+    if (!(goal(p, &lim->scale, i, &a) + goal(p, &lim->scale, j, &b) < old * (1.0 - 1e-9)))
         return false;
-    if (esp_cut_load(p, i, &a) > bound || esp_cut_load(p, j, &b) > bound || !esp_cut_fits(p, i, &a) ||
-        !esp_cut_fits(p, j, &b))
+    if (esp_cut_load(p, i, &a) > lim->bound || esp_cut_load(p, j, &b) > lim->bound ||
+        !esp_cut_fits(p, i, &a) || !esp_cut_fits(p, j, &b))
         return false;
     cut[i] = a;
     cut[j] = b;
@@ -264,7 +293,7 @@ static bool accept(const struct esp_cut_problem *p, struct esp_cut *cut, uint32_
 
 /* n_enc layers from i to j, and n_dec decoder layers too, or back from j to i where it is negative. */
 static bool try_move(const struct esp_cut_problem *p, struct esp_cut *cut, uint32_t i, uint32_t j,
-                     int64_t n_enc, int64_t n_dec, double bound)
+                     int64_t n_enc, int64_t n_dec, const struct limits *lim)
 {
     int64_t ae = cut[i].n_enc - n_enc, ad = cut[i].n_dec - n_dec, be = cut[j].n_enc + n_enc,
             bd = cut[j].n_dec + n_dec;
@@ -276,7 +305,7 @@ static bool try_move(const struct esp_cut_problem *p, struct esp_cut *cut, uint3
         struct esp_cut b = {.n_enc = (uint32_t)be, .n_dec = (uint32_t)bd, .roles = cut[j].roles};
         if (settle(ENC_ROLES, p->n_enc, a.n_enc, b.n_enc, &a.roles, &b.roles, flip & 1) &&
             settle(DEC_ROLES, p->n_dec, a.n_dec, b.n_dec, &a.roles, &b.roles, flip & 2) &&
-            accept(p, cut, i, j, a, b, bound))
+            accept(p, cut, i, j, a, b, lim))
             return true;
     }
     return false;
@@ -284,7 +313,7 @@ static bool try_move(const struct esp_cut_problem *p, struct esp_cut *cut, uint3
 
 /* One of i's roles to j, or their ends of a tower exchanged. */
 static bool try_roles(const struct esp_cut_problem *p, struct esp_cut *cut, uint32_t i, uint32_t j,
-                      double bound)
+                      const struct limits *lim)
 {
     static const uint32_t towers[] = {ENC_ROLES, DEC_ROLES};
 
@@ -295,35 +324,35 @@ static bool try_roles(const struct esp_cut_problem *p, struct esp_cut *cut, uint
             continue;
         a.roles = (a.roles & ~towers[t]) | rb;
         b.roles = (b.roles & ~towers[t]) | ra;
-        if (accept(p, cut, i, j, a, b, bound))
+        if (accept(p, cut, i, j, a, b, lim))
             return true;
     }
     return false;
 }
 
 static bool improve_pair(const struct esp_cut_problem *p, struct esp_cut *cut, uint32_t i, uint32_t j,
-                         double bound)
+                         const struct limits *lim)
 {
     const struct esp_cut_worker *v = &p->worker[i];
     bool better = false;
 
     if (cut[i].n_enc == 0 && cut[i].n_dec == 0)
         return false;
-    better |= try_roles(p, cut, i, j, bound);
-    better |= try_move(p, cut, i, j, cut[i].n_enc, 0, bound);
-    better |= try_move(p, cut, i, j, 0, cut[i].n_dec, bound);
+    better |= try_roles(p, cut, i, j, lim);
+    better |= try_move(p, cut, i, j, cut[i].n_enc, 0, lim);
+    better |= try_move(p, cut, i, j, 0, cut[i].n_dec, lim);
     for (int64_t n = 1; n <= (int64_t)cut[i].n_enc || n <= (int64_t)cut[i].n_dec; n *= 2) {
         int64_t in_exchange =
             v->dec_seconds > 0.0 ? (int64_t)fmin((double)n * v->enc_seconds / v->dec_seconds, 1e6) : 0;
-        better |= try_move(p, cut, i, j, n, 0, bound);
-        better |= try_move(p, cut, i, j, 0, n, bound);
-        better |= try_move(p, cut, i, j, n, -in_exchange, bound);
-        better |= try_move(p, cut, i, j, n, -in_exchange - 1, bound);
+        better |= try_move(p, cut, i, j, n, 0, lim);
+        better |= try_move(p, cut, i, j, 0, n, lim);
+        better |= try_move(p, cut, i, j, n, -in_exchange, lim);
+        better |= try_move(p, cut, i, j, n, -in_exchange - 1, lim);
     }
     return better;
 }
 
-static void polish(const struct esp_cut_problem *p, struct esp_cut *cut, double bound)
+static void polish(const struct esp_cut_problem *p, struct esp_cut *cut, const struct limits *lim)
 {
     bool better = true;
 
@@ -333,7 +362,7 @@ static void polish(const struct esp_cut_problem *p, struct esp_cut *cut, double 
         for (uint32_t i = 0; i < p->n_worker; i++)
             for (uint32_t j = 0; j < p->n_worker; j++)
                 if (i != j)
-                    better |= improve_pair(p, cut, i, j, bound);
+                    better |= improve_pair(p, cut, i, j, lim);
     }
 }
 
@@ -444,7 +473,7 @@ esp_status esp_cut_search(struct esp_cut *out, bool *fits, double *best, const s
     if (best)
         *best = high;
     bound = high * (1.0 + p->slack);
-    polish(p, out, bound);
+    polish(p, out, &(struct limits){.bound = bound, .scale = scale_of(p)});
     join_towers(p, out, bound);
     line_up(p, out);
 done:

@@ -14,9 +14,10 @@
  * The search is exact in the largest load over all cuts, orders and roles: a bisection over the bound; for
  * each bound a dynamic program over the workers, states (roles given out, encoder layers given out) -> most
  * decoder layers that the bound and the memory allow. Then, no load rising above (1 + slack) times that
- * optimum, single moves and exchanges of layers and roles lower the sum of squares of the loads, in all and
- * per tower: work spreads over every worker that shortens somebody else's queue, and each tower spreads too.
- * Workers that stay empty are spares.
+ * optimum, single moves and exchanges of layers and roles lower the sum over workers of squared shares: of
+ * the whole request (twice), of the encoder, of the decoder. So work spreads over every worker that shortens
+ * somebody else's queue, and each tower spreads too, which helps traffic of one kind (a second question about
+ * a picture needs no encoder). Workers that stay empty are spares.
  */
 #ifndef ESP_COORDINATOR_CUT_H
 #define ESP_COORDINATOR_CUT_H

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "coordinator/cut.h"
 
@@ -122,6 +123,26 @@ static esp_status check(const struct planner *pl, struct esp_err *err)
     return ESP_OK;
 }
 
+#define ALIKE 2.0 /* rates of equal devices that share cores with others measure apart by this */
+
+/* The rate to plan worker w with; `second` picks the matmul rate. */
+static double planned_rate(const struct planner *pl, uint32_t w, bool second)
+{
+    double own = second ? pl->given[w].matmul_rate : pl->given[w].bandwidth, low = own, high = own, sum = 0.0;
+    uint32_t n = 0;
+
+    for (uint32_t v = 0; pl->given[w].device && v < pl->n_worker; v++) {
+        double rate = second ? pl->given[v].matmul_rate : pl->given[v].bandwidth;
+        if (!pl->given[v].device || strcmp(pl->given[v].device, pl->given[w].device) != 0)
+            continue;
+        low = fmin(low, rate);
+        high = fmax(high, rate);
+        sum += log(rate);
+        n++;
+    }
+    return esp_place_round_rate(n && high <= ALIKE * low ? exp(sum / n) : own);
+}
+
 static esp_status planner_init(struct planner *pl, struct esp_err *err)
 {
     const struct esp_model_cost *c = pl->cost;
@@ -134,8 +155,8 @@ static esp_status planner_init(struct planner *pl, struct esp_err *err)
         struct esp_place_worker *v = &pl->rounded[w];
         uint64_t alloc = pl->given[w].max_alloc_bytes ? pl->given[w].max_alloc_bytes : UINT64_MAX;
         *v = pl->given[w];
-        v->bandwidth = esp_place_round_rate(v->bandwidth);
-        v->matmul_rate = esp_place_round_rate(v->matmul_rate);
+        v->bandwidth = planned_rate(pl, w, false);
+        v->matmul_rate = planned_rate(pl, w, true);
         pl->worker[w] = (struct esp_cut_worker){.memory_bytes = v->memory_bytes,
                                                 .no_enc = c->enc_layer.alloc_bytes > alloc,
                                                 .no_dec = c->dec_layer.alloc_bytes > alloc,

@@ -5,9 +5,10 @@
  * The counts come from coordinator/cut.h: the busiest worker's seconds in one typical request (one picture
  * encoded, its prompt prefilled, the answer decoded; coordinator/cost.h) are the smallest possible, up to the
  * slack; then work spreads. Encoder and decoder layers are placed independently: a worker may have either or
- * both, and the two chains may visit workers in different orders. Measured rates differ from run to run on
- * machines that share cores, so they are first rounded to powers of 1.25: alike machines then count as equal
- * and the answer does not wander.
+ * both, and the two chains may visit workers in different orders.
+ * Measured rates differ from run to run on machines that share cores, so workers that name the same device
+ * count as equal where their rates lie within a factor of 2 (each then has the geometric mean), and all rates
+ * are rounded to powers of 1.25: alike machines get alike shares and the answer does not wander.
  *
  * What is refused: balancing by arithmetic alone (decode is bound by bandwidth), counting the embedding table
  * as a layer (it is needed at both ends of the decoder, once where one worker has both ends).
@@ -25,6 +26,7 @@
 /** What a worker reports. Strings are borrowed. */
 struct esp_place_worker {
     const char *name;         /* for messages; NULL: "worker INDEX" */
+    const char *device;       /* model of device and driver; NULL: like no other */
     uint64_t memory_bytes;    /* free for us on its device */
     uint64_t max_alloc_bytes; /* of one allocation; 0: no limit */
     double bandwidth;         /* bytes/s, > 0 */

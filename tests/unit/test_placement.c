@@ -188,9 +188,11 @@ static void test_equal_workers(void **state)
             assert_memory_equal(&p, &again, sizeof p);
         }
     }
-    place_ok(&p, &c, &paligemma_3b, w, 2, 1024);
-    assert_int_equal(p.n_enc_stage, 2);
-    assert_int_equal(p.n_dec_stage, 2);
+    for (uint32_t m = 0; m < 3; m++) {
+        place_ok(&p, &c, models[m], w, 2, 1024);
+        assert_int_equal(p.n_enc_stage, 2);
+        assert_int_equal(p.n_dec_stage, 2);
+    }
     assert_true(p.stage[0].busy_seconds < 1.1 * p.stage[1].busy_seconds &&
                 p.stage[1].busy_seconds < 1.1 * p.stage[0].busy_seconds);
 }
@@ -252,6 +254,36 @@ static void test_noise(void **state)
     }
     place_ok(&q, &c, &paligemma_3b, w, 5, 1024);
     assert_memory_equal(&p, &q, sizeof p);
+}
+
+/* Cores shared with others make equal devices look up to twice as slow: that leaves none of five idle. */
+static void test_rough_rates_still_spread(void **state)
+{
+    struct esp_place_worker w[5];
+    struct esp_placement p;
+    struct esp_model_cost c;
+    uint32_t rng = 11;
+
+    for (uint32_t t = 0; t < 300; t++) {
+        uint32_t n = 2 + t % 4;
+        for (uint32_t i = 0; i < n; i++) {
+            rng = rng * 1664525u + 1013904223u;
+            w[i] = a_worker(GIB);
+            w[i].device = "a driver that shares its cores";
+            w[i].bandwidth /= 1.0 + (rng >> 24) / 256.0;
+            w[i].matmul_rate /= 1.0 + (rng >> 16 & 255) / 256.0;
+        }
+        place_ok(&p, &c, t % 2 ? &tiny : &odd, w, n, 1024);
+        assert_int_equal(p.n_spare, 0);
+    }
+    /* Same name, another order of speed: believed. */
+    w[0] = w[1] = a_worker(16 * GIB);
+    w[0].device = w[1].device = "a driver";
+    w[1].bandwidth *= 100;
+    w[1].matmul_rate *= 100;
+    place_ok(&p, &c, &paligemma_3b, w, 2, 1024);
+    assert_int_equal(p.n_stage, 1);
+    assert_int_equal(p.stage[0].worker, 1);
 }
 
 static void test_random_fleets(void **state)
@@ -441,11 +473,17 @@ static void test_split_followed(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cost_of_3b),    cmocka_unit_test(test_one_worker),
-        cmocka_unit_test(test_equal_workers), cmocka_unit_test(test_two_small_one_large),
-        cmocka_unit_test(test_more_or_less),  cmocka_unit_test(test_noise),
-        cmocka_unit_test(test_random_fleets), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_split_text),    cmocka_unit_test(test_split_followed),
+        cmocka_unit_test(test_cost_of_3b),
+        cmocka_unit_test(test_one_worker),
+        cmocka_unit_test(test_equal_workers),
+        cmocka_unit_test(test_two_small_one_large),
+        cmocka_unit_test(test_more_or_less),
+        cmocka_unit_test(test_noise),
+        cmocka_unit_test(test_rough_rates_still_spread),
+        cmocka_unit_test(test_random_fleets),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_split_text),
+        cmocka_unit_test(test_split_followed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -128,10 +128,11 @@ static esp_status check_density(const struct jpeg_decompress_struct *jpeg, size_
 {
     const uint64_t n_block = ((uint64_t)jpeg->image_width / 8) * (jpeg->image_height / 8);
     const jpeg_component_info *first = &jpeg->comp_info[0];
-    const uint64_t shrink = (uint64_t)(jpeg->max_h_samp_factor / first->h_samp_factor) *
-                            (uint64_t)(jpeg->max_v_samp_factor / first->v_samp_factor);
+    /* Factors of 1 to 4 each, so these stay far below 2^64. */
+    const uint64_t n_first = n_block * (uint64_t)(first->h_samp_factor * first->v_samp_factor) /
+                             (uint64_t)(jpeg->max_h_samp_factor * jpeg->max_v_samp_factor);
 
-    if (!jpeg->arith_code && n_block / shrink / 8 > n_bytes)
+    if (!jpeg->arith_code && n_first / 8 > n_bytes)
         return esp_fail(err, ESP_E_FORMAT, "truncated JPEG: %zu bytes cannot hold %u x %u pixels", n_bytes,
                         jpeg->image_width, jpeg->image_height);
     return ESP_OK;

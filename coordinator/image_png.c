@@ -14,11 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* No deflate stream expands by more than this: 258 bytes from a length and a distance code of one bit each.
- */
+/* No deflate stream expands by more: 258 bytes from a length and a distance code of one bit each. */
 #define DEFLATE_MAX_RATIO 1032
-#define CHUNK_MALLOC_MAX  (1u << 20) /* bytes of a PLTE or tRNS, the only chunks besides IDAT that are kept  \
-                                      */
+/* Bytes of a PLTE or tRNS, the only chunks besides IDAT that are kept. */
+#define CHUNK_MALLOC_MAX (1u << 20)
 
 enum row_kind { ROW_RGB, ROW_GREY, ROW_GREY16, ROW_PALETTE };
 

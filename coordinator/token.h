@@ -16,7 +16,7 @@
 
 #include "proto/status.h"
 
-#define ESP_TOKEN_MAX_TEXT ((size_t)16 << 20) /* bytes of text to encode in one call */
+#define ESP_TOKEN_MAX_TEXT ((size_t)1 << 20) /* bytes of text to encode in one call: a second of work */
 
 struct esp_tokenizer;
 

@@ -1,0 +1,81 @@
+/**
+ * The present placement: which workers are stages, in which order, and how far they are.
+ *
+ * Pure: it decides what to say to whom; the server says it. A placement has an epoch; every new one is one
+ * higher, also across failures, so that nothing of an old one can be mistaken for the new.
+ */
+#ifndef ESP_COORDINATOR_CLUSTER_H
+#define ESP_COORDINATOR_CLUSTER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "coordinator/roster.h"
+#include "coordinator/sizing.h"
+#include "model/checkpoint.h"
+#include "proto/status.h"
+#include "proto/wire.h"
+
+#define ESP_CLUSTER_MAX_SEQS 128 /* sequences alive at once: block tables are small */
+#define ESP_CLUSTER_ENCODES                                                                                  \
+    2 /* pictures in the encoder at once; the first decoder stage has room to spare for them */
+
+struct esp_cluster_options {
+    struct esp_sizing sizing; /* filled */
+    bool final_softcap;
+    const char *split; /* "V/T,V/T,...": layers a stage, by hand; NULL: placement decides */
+};
+
+struct esp_cluster {
+    uint64_t epoch; /* of the last placement made; 0: none yet */
+    bool placed;    /* it stands: no worker of it was lost */
+    bool ready;     /* and every stage has said so */
+    uint32_t n_enc, n_dec, n_stages;
+    struct esp_worker *enc[ESP_MAX_STAGES];   /* encoder stages in order */
+    struct esp_worker *dec[ESP_MAX_STAGES];   /* decoder stages in order */
+    struct esp_worker *stage[ESP_MAX_STAGES]; /* each once, encoder stages first */
+};
+
+/**
+ * Places the model on the roster's usable workers, under the next epoch: sets every worker's `place` and
+ * `state` (FAILED ones are left alone). The caller sends each its esp_cluster_place. Errors: ESP_E_NOMEM (the
+ * model does not fit; the text says what is missing), ESP_E_ARG (the split does not suit).
+ */
+esp_status esp_cluster_plan(struct esp_cluster *cluster, struct esp_roster *roster,
+                            const struct esp_checkpoint *ck, const struct esp_cluster_options *options,
+                            struct esp_err *err);
+
+/** Whether the options suit the model, before any worker is there: the split. ESP_E_ARG. */
+esp_status esp_cluster_options_check(const struct esp_cluster_options *options,
+                                     const struct esp_config *config, struct esp_err *err);
+
+/** Makes one more worker a spare of the present placement. */
+void esp_cluster_add_spare(const struct esp_cluster *cluster, struct esp_worker *worker);
+
+/** The Place message for a worker; borrows from the roster. */
+void esp_cluster_place(struct esp_msg *msg, const struct esp_cluster *cluster,
+                       const struct esp_worker *worker);
+
+/** The placement is void. The epoch stays: the next one is higher. */
+void esp_cluster_drop(struct esp_cluster *cluster);
+
+bool esp_cluster_has(const struct esp_cluster *cluster, const struct esp_worker *worker);
+
+/**
+ * A worker's Ready. Sets cluster->ready with the last one.
+ * Errors: ESP_E_PROTO: it was not loading, or a decoder stage without KV blocks, or of another block size
+ * than the rest.
+ */
+esp_status esp_cluster_ready(struct esp_cluster *cluster, struct esp_worker *worker,
+                             const struct esp_msg_ready *ready, struct esp_err *err);
+
+/** Bytes of weights read and to be read, over all stages. */
+void esp_cluster_loading(const struct esp_cluster *cluster, uint64_t *done, uint64_t *total);
+
+/** Of a ready placement: the least KV blocks of any decoder stage, and their size. */
+void esp_cluster_kv(const struct esp_cluster *cluster, uint64_t *n_blocks, uint32_t *block_tokens);
+
+/** What clients are told of a worker's part. Strings are the worker's. */
+void esp_cluster_info(struct esp_stage_info *out, const struct esp_worker *worker);
+
+#endif

@@ -1,0 +1,92 @@
+/* What server.c, server_workers.c and server_clients.c share; nobody else includes it. */
+#ifndef ESP_COORDINATOR_SERVER_STATE_H
+#define ESP_COORDINATOR_SERVER_STATE_H
+
+#include "coordinator/cluster.h"
+#include "coordinator/prepare.h"
+#include "coordinator/roster.h"
+#include "coordinator/sched.h"
+#include "coordinator/server.h"
+#include "coordinator/token.h"
+#include "model/checkpoint.h"
+#include "proto/link.h"
+#include "proto/log.h"
+
+#define ESP_SERVER_MAX_SESSIONS 256               /* that have not got their last message */
+#define ESP_SERVER_MAX_BYTES    ((size_t)1 << 30) /* of picture files waiting to be decoded */
+
+struct esp_server {
+    struct esp_server_options opt;
+    struct esp_cluster_options cluster_opt;
+    const struct esp_log *log;
+    char endpoint[ESP_MAX_ENDPOINT + 1];
+
+    struct esp_checkpoint *ck;
+    const struct esp_config *config; /* ck's */
+    struct esp_tokenizer *token;
+    struct esp_prepare *prepare;
+    struct esp_net *net;
+    struct esp_link *link;
+    struct esp_roster *roster;
+    struct esp_sched *sched;
+    struct esp_cluster cluster;
+
+    double start, ready_at; /* seconds; 0: not ready */
+    double next_beat;
+    bool broken;        /* the workers are all there, and still the model cannot be placed */
+    struct esp_err why; /* while not ready: what is missing, or broken */
+    uint64_t last_session;
+    size_t file_bytes; /* of requests with the preparation thread */
+};
+
+/** Seconds of a clock that only goes forward. */
+double esp_server_now(void);
+
+/** Sends; a worker that cannot be sent to is marked lost. */
+void esp_server_tell_worker(struct esp_server *sv, struct esp_worker *w, struct esp_msg *msg);
+
+/** An Error to anyone, as good as it goes. */
+void esp_server_tell_error(struct esp_server *sv, const struct esp_peer *to, uint64_t session,
+                           esp_status code, const char *text);
+
+/* ---- server_workers.c ---- */
+
+/** A message of a worker kind; worker is NULL if the sender has not joined. */
+void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, struct esp_worker *worker,
+                            struct esp_msg *msg);
+
+/**
+ * A worker is no longer one of us.
+ * @param text  the cause: "left: ...", "said nothing for 10 s"; sessions and the log get it behind the name
+ * @param tell  send it an Error with the cause
+ */
+void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_status code, const char *text,
+                            bool tell);
+
+/** Heartbeats, timeouts, workers lost in sending. */
+void esp_server_watch(struct esp_server *sv, double now);
+
+/** Sends whatever the scheduler has: pictures, steps, releases. */
+void esp_server_dispatch(struct esp_server *sv);
+
+/* ---- server_clients.c ---- */
+
+void esp_server_from_client(struct esp_server *sv, const struct esp_peer *from, struct esp_msg *msg);
+
+/** A peer that sent nonsense: whatever it asked for ends. */
+void esp_server_drop_client(struct esp_server *sv, const struct esp_peer *peer);
+
+/** Finished preparations. */
+void esp_server_prepared(struct esp_server *sv);
+
+/** Every session not admitted yet ends with this cause. */
+void esp_server_fail_queue(struct esp_server *sv, const struct esp_err *why);
+
+/** Sends sessions' clients what is new for them. */
+void esp_server_deliver(struct esp_server *sv, double now);
+
+/** A value asked for by a session's trace. */
+void esp_server_relay_trace(struct esp_server *sv, struct esp_session *s, const struct esp_msg_trace *trace,
+                            const struct esp_blob *blob);
+
+#endif

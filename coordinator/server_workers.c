@@ -1,0 +1,532 @@
+/* The workers' side of the server: joining, placing, and what stages send back. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/server_state.h"
+
+/* ---- placing ---- */
+
+static void not_ready(struct esp_server *sv, esp_status code, const char *text)
+{
+    esp_fail(&sv->why, code, "%s", text);
+    sv->ready_at = 0;
+}
+
+/* The placement is void: everything on it ends with the cause, which is in sv->why. */
+static void lose_cluster(struct esp_server *sv, esp_status code, const char *text)
+{
+    not_ready(sv, code, text);
+    esp_cluster_drop(&sv->cluster);
+    esp_sched_close(sv->sched, &sv->why, esp_server_now());
+}
+
+static void log_stages(const struct esp_server *sv)
+{
+    for (uint32_t i = 0; i < sv->cluster.n_stages; i++) {
+        const struct esp_worker *w = sv->cluster.stage[i];
+
+        esp_log(sv->log, ESP_LOG_INFO,
+                "placed epoch=%" PRIu64 " stage=%" PRIu32
+                " worker=%s device=\"%s\" encoder=[%u,%u) decoder=[%u,%u)",
+                sv->cluster.epoch, i, w->name, w->device_name, w->place.enc_lo, w->place.enc_hi,
+                w->place.dec_lo, w->place.dec_hi);
+    }
+}
+
+/*
+ * Makes a placement if there is none and there are workers enough. The first one waits for --workers of them.
+ * A later one, when a stage was lost, takes what is left, if the model fits. If all that were asked for are
+ * here and it still cannot be, waiting would not help: requests are refused with the reason until someone
+ * joins or leaves.
+ */
+static void reconsider(struct esp_server *sv)
+{
+    const uint32_t n_joined = esp_roster_count(sv->roster), n_usable = esp_roster_usable(sv->roster);
+    struct esp_err err;
+
+    sv->broken = false;
+    if (sv->cluster.placed)
+        return;
+    if (sv->cluster.epoch == 0 && n_joined < sv->opt.n_workers) {
+        char text[96];
+        snprintf(text, sizeof text, "waiting for workers: %u of %u are here", n_joined, sv->opt.n_workers);
+        not_ready(sv, ESP_E_CLOSED, text);
+        return;
+    }
+    if (n_usable == 0) {
+        if (n_joined < sv->opt.n_workers) {
+            not_ready(sv, ESP_E_CLOSED, "waiting for workers: none is left");
+            return;
+        }
+    } else if (!esp_cluster_plan(&sv->cluster, sv->roster, sv->ck, &sv->cluster_opt, &err)) {
+        log_stages(sv);
+        for (uint32_t i = 0; i < esp_roster_count(sv->roster); i++) {
+            struct esp_worker *w = esp_roster_at(sv->roster, i);
+            struct esp_msg msg;
+
+            if (w->state == ESP_WORKER_FAILED)
+                continue;
+            esp_cluster_place(&msg, &sv->cluster, w);
+            esp_server_tell_worker(sv, w, &msg);
+        }
+        not_ready(sv, ESP_E_CLOSED, "loading weights");
+        return;
+    } else {
+        esp_err_prefix(&err, "no placement: ");
+        esp_log(sv->log, ESP_LOG_ERROR, "workers=%u %s", n_usable, err.text);
+        not_ready(sv, err.code, err.text);
+        if (n_joined < sv->opt.n_workers)
+            return; /* one that comes back may bring what is missing */
+    }
+    sv->broken = true;
+    esp_server_fail_queue(sv, &sv->why);
+}
+
+void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_status code, const char *text,
+                            bool tell)
+{
+    const bool was_stage = esp_cluster_has(&sv->cluster, w);
+    struct esp_err err;
+
+    esp_fail(&err, code, "worker %s: %s", w->name, text);
+    esp_log(sv->log, was_stage ? ESP_LOG_ERROR : ESP_LOG_WARN,
+            "worker=%s epoch=%" PRIu64 " lost why=\"%s\" action=%s", w->name, sv->cluster.epoch, text,
+            was_stage ? "replace" : "forget");
+    if (tell)
+        esp_server_tell_error(sv, &w->peer, 0, code, text);
+    if (was_stage)
+        lose_cluster(sv, err.code, err.text);
+    esp_roster_remove(sv->roster, &w);
+    reconsider(sv);
+}
+
+/* It is here, but cannot do its part. */
+static void fail_worker(struct esp_server *sv, struct esp_worker *w, esp_status code, const char *text)
+{
+    struct esp_err err;
+
+    esp_fail(&err, code, "worker %s: %s", w->name, text);
+    esp_log(sv->log, ESP_LOG_ERROR, "worker=%s epoch=%" PRIu64 " failed why=\"%s\"", w->name, w->epoch, text);
+    snprintf(w->cause, sizeof w->cause, "%s", text);
+    w->state = ESP_WORKER_FAILED;
+    if (esp_cluster_has(&sv->cluster, w)) {
+        lose_cluster(sv, err.code, err.text);
+        reconsider(sv);
+        if (sv->broken) { /* the cause is the worker's, not that too few are left */
+            sv->why = err;
+            esp_server_fail_queue(sv, &err);
+        }
+    }
+}
+
+/* ---- what they send ---- */
+
+static void on_hello(struct esp_server *sv, const struct esp_peer *from, const struct esp_msg_hello *hello)
+{
+    struct esp_worker *w = hello->name ? esp_roster_named(sv->roster, hello->name) : NULL;
+    struct esp_msg msg = {.kind = ESP_MSG_WELCOME};
+    struct esp_err err;
+
+    if (w && !esp_peer_equal(&w->peer, from)) {
+        /* Perhaps the same one, back over a new connection: then the old one is no longer there to be spoken
+         * to. */
+        struct esp_msg beat = {.kind = ESP_MSG_HEARTBEAT};
+        esp_server_tell_worker(sv, w, &beat);
+        if (w->lost)
+            esp_server_drop_worker(sv, w, ESP_E_CLOSED, "its connection is gone, it is joining again", false);
+    }
+    if (esp_roster_join(&w, sv->roster, from, hello, esp_server_now(), &err)) {
+        esp_log(sv->log, ESP_LOG_WARN, "worker=%s refused why=\"%s\"", hello->name ? hello->name : "",
+                err.text);
+        esp_server_tell_error(sv, from, 0, err.code, err.text);
+        return;
+    }
+    esp_log(sv->log, ESP_LOG_INFO,
+            "worker=%s joined device=\"%s\" driver=\"%s\" memory_mib=%" PRIu64 " endpoint=%s", w->name,
+            w->device_name, w->device_driver, w->device.memory_bytes >> 20, w->endpoint);
+    msg.welcome =
+        (struct esp_msg_welcome){.heartbeat_ms = sv->opt.heartbeat_ms, .timeout_ms = sv->opt.timeout_ms};
+    esp_server_tell_worker(sv, w, &msg);
+    if (sv->cluster.placed) {
+        esp_cluster_add_spare(&sv->cluster, w);
+        esp_cluster_place(&msg, &sv->cluster, w);
+        esp_server_tell_worker(sv, w, &msg);
+    } else {
+        reconsider(sv);
+    }
+}
+
+static void on_ready(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_ready *ready)
+{
+    struct esp_sched_room room = {0};
+    struct esp_err err;
+
+    if (esp_cluster_ready(&sv->cluster, w, ready, &err)) {
+        esp_server_drop_worker(sv, w, err.code, err.text, true);
+        return;
+    }
+    if (w->state == ESP_WORKER_SPARE)
+        return;
+    esp_log(sv->log, ESP_LOG_INFO,
+            "worker=%s epoch=%" PRIu64 " ready weights_mib=%" PRIu64 " kv_mib=%" PRIu64
+            " scratch_mib=%" PRIu64 " kv_blocks=%" PRIu64 "x%u load_s=%.2f",
+            w->name, w->epoch, ready->weight_bytes >> 20, ready->kv_bytes >> 20, ready->scratch_bytes >> 20,
+            ready->kv_blocks, ready->block_tokens, ready->load_seconds);
+    if (!sv->cluster.ready || esp_sched_is_open(sv->sched))
+        return;
+    sv->ready_at = esp_server_now();
+    room.epoch = sv->cluster.epoch;
+    esp_cluster_kv(&sv->cluster, &room.kv_blocks, &room.block_tokens);
+    room.max_rows = sv->cluster_opt.sizing.context;
+    room.max_seqs = ESP_CLUSTER_MAX_SEQS;
+    room.max_images = sv->cluster_opt.sizing.max_images;
+    room.max_steps = sv->cluster.n_dec + 1;
+    room.max_encodes = ESP_CLUSTER_ENCODES;
+    esp_sched_open(sv->sched, &room);
+    esp_log(sv->log, ESP_LOG_INFO, "ready epoch=%" PRIu64 " stages=%u seconds=%.2f", sv->cluster.epoch,
+            sv->cluster.n_stages, sv->ready_at - sv->start);
+}
+
+/* A message of the data path must be of the present epoch: 0 do it, 1 drop it silently, -1 impossible. */
+static int epoch_check(const struct esp_server *sv, const struct esp_worker *w, uint64_t epoch)
+{
+    if (epoch > w->epoch || epoch == 0)
+        return -1;
+    return epoch < sv->cluster.epoch || !sv->cluster.placed;
+}
+
+static void on_stored(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_stored *stored)
+{
+    struct esp_feature *f = esp_sched_feature(sv->sched, stored->image);
+
+    if (sv->cluster.dec[0] != w || !f || f->state != ESP_FEATURE_SENT) {
+        esp_server_drop_worker(sv, w, ESP_E_PROTO, "stored a picture that was not on its way to it", true);
+        return;
+    }
+    for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
+        for (uint32_t i = 0; s->state == ESP_SESSION_ENCODING && i < s->n_images; i++)
+            if (s->features[i] == f) {
+                esp_session_add_times(s, stored->n_times, stored->times);
+                break;
+            }
+    esp_sched_stored(sv->sched, f, NULL, esp_server_now());
+}
+
+static void relay_logits(struct esp_server *sv, struct esp_session *s, const struct esp_flight *f,
+                         const float *full)
+{
+    const struct esp_msg_trace trace = {.epoch = f->step.epoch,
+                                        .step = f->step.id,
+                                        .name = "prefill.logits",
+                                        .rows = f->n_full,
+                                        .width = sv->config->text.vocab};
+    const struct esp_blob blob = {.data = full,
+                                  .n_bytes = (size_t)f->n_full * sv->config->text.vocab * sizeof *full};
+
+    if (f->n_full > 0)
+        esp_server_relay_trace(sv, s, &trace, &blob);
+}
+
+static void take_rows(struct esp_server *sv, const struct esp_worker *w, const struct esp_flight *f,
+                      const struct esp_msg_result *result, const float *full)
+{
+    const double now = esp_server_now();
+
+    for (uint32_t i = 0; i < f->n_parts; i++) {
+        const struct esp_flight_part *p = &f->parts[i];
+        struct esp_session *s = p->session;
+        struct esp_err err = {0};
+        bool done = false;
+
+        esp_session_add_times(s, result->n_times, result->times);
+        if (s->state != ESP_SESSION_RUNNING)
+            continue; /* it has ended meanwhile */
+        if (f->step.trace)
+            relay_logits(sv, s, f, full);
+        if (s->first_result == 0)
+            s->first_result = now;
+        if (esp_decode_take(s->decode, result->rows + p->want,
+                            full ? full + (size_t)p->full * sv->config->text.vocab : NULL, &done, &err)) {
+            esp_err_prefix(&err, "worker %s: ", w->name);
+            esp_sched_end(sv->sched, s, &err, now);
+        } else if (done) {
+            esp_sched_end(sv->sched, s, NULL, now);
+        }
+    }
+}
+
+static void on_result(struct esp_server *sv, struct esp_worker *w, struct esp_msg *msg)
+{
+    struct esp_flight *f = esp_sched_flight(sv->sched, msg->result.step);
+    float *copy = NULL;
+    const float *full = NULL;
+    struct esp_err err = {0};
+
+    if (sv->cluster.n_dec == 0 || sv->cluster.dec[sv->cluster.n_dec - 1] != w || !f) {
+        esp_server_drop_worker(sv, w, ESP_E_PROTO, "the result of a step that was not on its way to it",
+                               true);
+        return;
+    }
+    if (msg->n_blobs > 0) {
+        full = msg->blob[0].data;
+        if ((uintptr_t)full % _Alignof(float) != 0) {
+            copy = malloc(msg->blob[0].n_bytes);
+            if (!copy) {
+                esp_fail(&err, ESP_E_NOMEM, "%zu bytes of logits", msg->blob[0].n_bytes);
+                for (uint32_t i = 0; i < f->n_parts; i++)
+                    esp_sched_end(sv->sched, f->parts[i].session, &err, esp_server_now());
+                esp_sched_land(sv->sched, &f);
+                return;
+            }
+            memcpy(copy, full, msg->blob[0].n_bytes);
+            full = copy;
+        }
+    }
+    if (esp_flight_check(f, &msg->result, full, sv->config->text.vocab, &err)) {
+        esp_err_prefix(&err, "a result that does not answer step %" PRIu64 ": ", f->step.id);
+        esp_server_drop_worker(sv, w, err.code, err.text, true);
+    } else {
+        take_rows(sv, w, f, &msg->result, full);
+        esp_sched_land(sv->sched, &f);
+    }
+    free(copy);
+}
+
+static void on_error(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_error *e)
+{
+    struct esp_err err;
+
+    if (e->step == 0 && e->image == 0) {
+        if (e->epoch != 0 && e->epoch < w->epoch)
+            return; /* of a placement that is no more */
+        fail_worker(sv, w, e->code, e->text);
+        return;
+    }
+    switch (epoch_check(sv, w, e->epoch)) {
+    case 1:
+        return;
+    case -1:
+        esp_server_drop_worker(sv, w, ESP_E_PROTO, "an error of an epoch that has not been", true);
+        return;
+    default:
+        break;
+    }
+    esp_fail(&err, e->code, "worker %s: %s", w->name, e->text);
+    if (e->step) {
+        struct esp_flight *f = esp_sched_flight(sv->sched, e->step);
+
+        if (!f) {
+            esp_server_drop_worker(sv, w, ESP_E_PROTO, "an error of a step that is not on its way", true);
+            return;
+        }
+        esp_log(sv->log, ESP_LOG_ERROR, "worker=%s epoch=%" PRIu64 " step=%" PRIu64 " failed why=\"%s\"",
+                w->name, e->epoch, e->step, e->text);
+        for (uint32_t i = 0; i < f->n_parts; i++)
+            esp_sched_end(sv->sched, f->parts[i].session, &err, esp_server_now());
+        esp_sched_land(sv->sched, &f);
+    } else {
+        struct esp_feature *f = esp_sched_feature(sv->sched, e->image);
+
+        if (!f || f->state != ESP_FEATURE_SENT) {
+            esp_server_drop_worker(sv, w, ESP_E_PROTO, "an error of a picture that is not on its way", true);
+            return;
+        }
+        esp_log(sv->log, ESP_LOG_ERROR, "worker=%s epoch=%" PRIu64 " image=%" PRIu64 " failed why=\"%s\"",
+                w->name, e->epoch, e->image, e->text);
+        esp_sched_stored(sv->sched, f, &err, esp_server_now());
+    }
+}
+
+static void on_trace(struct esp_server *sv, const struct esp_msg *msg)
+{
+    const struct esp_msg_trace *t = &msg->trace;
+
+    for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next) {
+        struct esp_msg_trace out = *t;
+
+        if (!s->trace || s->client_gone || s->final_sent)
+            continue;
+        if (t->step && s->trace_step == t->step && s->trace_epoch == t->epoch) {
+            esp_server_relay_trace(sv, s, &out, &msg->blob[0]);
+            return;
+        }
+        for (uint32_t i = 0; t->image && i < s->n_images; i++) {
+            if (s->images[i] != t->image)
+                continue;
+            out.image = i + 1; /* the client knows its pictures by their place in the request */
+            esp_server_relay_trace(sv, s, &out, &msg->blob[0]);
+            return;
+        }
+    }
+}
+
+static void on_data(struct esp_server *sv, struct esp_worker *w, struct esp_msg *msg, uint64_t epoch)
+{
+    char text[96];
+
+    switch (epoch_check(sv, w, epoch)) {
+    case 1:
+        return;
+    case -1:
+        snprintf(text, sizeof text, "a %s of epoch %" PRIu64 ", the present one is %" PRIu64,
+                 esp_msg_name(msg->kind), epoch, w->epoch);
+        esp_server_drop_worker(sv, w, ESP_E_PROTO, text, true);
+        return;
+    default:
+        break;
+    }
+    switch (msg->kind) {
+    case ESP_MSG_LOADING:
+        if (w->state == ESP_WORKER_LOADING) {
+            w->done_bytes = msg->loading.done_bytes;
+            w->total_bytes = msg->loading.total_bytes;
+        }
+        break;
+    case ESP_MSG_READY:
+        on_ready(sv, w, &msg->ready);
+        break;
+    case ESP_MSG_STORED:
+        on_stored(sv, w, &msg->stored);
+        break;
+    case ESP_MSG_RESULT:
+        on_result(sv, w, msg);
+        break;
+    default: /* ESP_MSG_TRACE */
+        on_trace(sv, msg);
+        break;
+    }
+}
+
+void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, struct esp_worker *w,
+                            struct esp_msg *msg)
+{
+    char text[ESP_ERR_TEXT_MAX];
+
+    if (!w && msg->kind != ESP_MSG_HELLO) {
+        /* Dropped earlier, or the coordinator was restarted. Who only wants to leave needs no answer. */
+        if (msg->kind != ESP_MSG_BYE && msg->kind != ESP_MSG_ERROR)
+            esp_server_tell_error(sv, from, 0, ESP_E_CLOSED, "you have not joined: say hello first");
+        return;
+    }
+    if (w && w->state == ESP_WORKER_FAILED && msg->kind != ESP_MSG_BYE)
+        return; /* it takes no part any more */
+    switch (msg->kind) {
+    case ESP_MSG_HELLO:
+        on_hello(sv, from, &msg->hello);
+        break;
+    case ESP_MSG_HEARTBEAT:
+        if (msg->heartbeat.epoch > w->epoch)
+            esp_server_drop_worker(sv, w, ESP_E_PROTO, "a heartbeat of an epoch that has not been", true);
+        else
+            w->beat = msg->heartbeat;
+        break;
+    case ESP_MSG_BYE:
+        snprintf(text, sizeof text, "left: %s", msg->bye.why[0] ? msg->bye.why : "it said no reason");
+        esp_server_drop_worker(sv, w, ESP_E_CLOSED, text, false);
+        break;
+    case ESP_MSG_ERROR:
+        on_error(sv, w, &msg->error);
+        break;
+    case ESP_MSG_LOADING:
+        on_data(sv, w, msg, msg->loading.epoch);
+        break;
+    case ESP_MSG_READY:
+        on_data(sv, w, msg, msg->ready.epoch);
+        break;
+    case ESP_MSG_STORED:
+        on_data(sv, w, msg, msg->stored.epoch);
+        break;
+    case ESP_MSG_RESULT:
+        on_data(sv, w, msg, msg->result.epoch);
+        break;
+    default: /* ESP_MSG_TRACE */
+        on_data(sv, w, msg, msg->trace.epoch);
+        break;
+    }
+}
+
+/* ---- what goes out ---- */
+
+void esp_server_watch(struct esp_server *sv, double now)
+{
+    struct esp_worker *w;
+
+    if (now >= sv->next_beat) {
+        for (uint32_t i = 0; i < esp_roster_count(sv->roster); i++) {
+            struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
+            msg.heartbeat.epoch = sv->cluster.epoch;
+            esp_server_tell_worker(sv, esp_roster_at(sv->roster, i), &msg);
+        }
+        sv->next_beat = now + sv->opt.heartbeat_ms / 1000.0;
+    }
+    for (uint32_t i = 0; i < esp_roster_count(sv->roster);) {
+        w = esp_roster_at(sv->roster, i);
+        if (w->lost) {
+            char text[ESP_ERR_TEXT_MAX];
+            snprintf(text, sizeof text, "%s", w->cause);
+            esp_server_drop_worker(sv, w, ESP_E_CLOSED, text, false);
+            i = 0; /* dropping may have marked others */
+        } else {
+            i++;
+        }
+    }
+    while ((w = esp_roster_expired(sv->roster, now, sv->opt.timeout_ms / 1000.0))) {
+        char text[96];
+        snprintf(text, sizeof text, "said nothing for %.1f s", now - w->last_heard);
+        esp_server_drop_worker(sv, w, ESP_E_TIMEOUT, text, true);
+    }
+}
+
+static void send_picture(struct esp_server *sv, struct esp_session *s, uint32_t i)
+{
+    const uint32_t side = sv->config->vision.image_size;
+    const size_t n = (size_t)3 * side * side; /* floats */
+    struct esp_msg msg = {.kind = ESP_MSG_ENCODE, .n_blobs = 1};
+
+    msg.encode = (struct esp_msg_encode){.epoch = sv->cluster.epoch,
+                                         .image = s->features[i]->image,
+                                         .payload = ESP_PAYLOAD_PIXELS,
+                                         .rows = 3 * side,
+                                         .width = side,
+                                         .trace = s->trace};
+    msg.blob[0] = (struct esp_blob){.data = s->job->pixels + i * n, .n_bytes = n * sizeof(float)};
+    esp_server_tell_worker(sv, sv->cluster.enc[0], &msg);
+}
+
+void esp_server_dispatch(struct esp_server *sv)
+{
+    uint64_t seqs[ESP_MAX_SEQS], images[ESP_MAX_SEQS];
+    uint32_t n_seqs, n_images, index;
+    struct esp_session *s;
+    struct esp_flight *f;
+    const double now = esp_server_now();
+
+    /* What is over first: it makes room. */
+    while (esp_sched_reap(sv->sched, seqs, &n_seqs, images, &n_images, ESP_MAX_SEQS)) {
+        struct esp_msg msg = {.kind = ESP_MSG_RELEASE};
+        msg.release = (struct esp_msg_release){.epoch = sv->cluster.epoch,
+                                               .n_seqs = n_seqs,
+                                               .seqs = seqs,
+                                               .n_images = n_images,
+                                               .images = images};
+        esp_server_tell_worker(sv, sv->cluster.dec[0], &msg);
+    }
+    while ((s = esp_sched_admit(sv->sched, now))) {
+        s->queued_from = s->prepared > sv->ready_at ? s->prepared : sv->ready_at;
+        s->load = s->arrived < sv->ready_at ? sv->ready_at - sv->start : 0;
+        esp_log(sv->log, ESP_LOG_DEBUG, "session=%" PRIu64 " admitted rows=%u seqs=%u blocks=%" PRIu64, s->id,
+                esp_decode_first_rows(s->decode), s->n_seqs, s->n_blocks);
+    }
+    while (esp_sched_next_encode(sv->sched, &s, &index, now))
+        send_picture(sv, s, index);
+    while ((f = esp_sched_next_step(sv->sched, now))) {
+        struct esp_msg msg = {.kind = ESP_MSG_STEP, .n_blobs = 1};
+        msg.step = f->step;
+        msg.blob[0] = (struct esp_blob){.data = f->ids, .n_bytes = f->step.rows * sizeof *f->ids};
+        esp_log(sv->log, ESP_LOG_TRACE, "step=%" PRIu64 " rows=%u seqs=%u", f->step.id, f->step.rows,
+                f->step.n_seqs);
+        esp_server_tell_worker(sv, sv->cluster.dec[0], &msg);
+    }
+}

@@ -44,7 +44,7 @@ struct esp_beam_params {
     uint32_t n_beam;       /* 1 .. ESP_BEAM_MAX */
     double length_penalty; /* ESP_BEAM_HF only; 1: mean log-probability, 0: sum */
     uint32_t max_tokens;   /* 1 .. ESP_BEAM_MAX_LEN, the end token included */
-    const uint32_t *eos;   /* u32[n_eos], end tokens; none: sequences end by length alone */
+    const uint32_t *eos;   /* u32[n_eos], end tokens, distinct; none: sequences end by length alone */
     uint32_t n_eos;        /* 0 .. ESP_BEAM_MAX_EOS */
     const uint32_t *ban;   /* u32[n_ban], forbidden ids */
     uint32_t n_ban;

@@ -156,7 +156,7 @@ static uint32_t heap_pop(uint32_t *heap, uint32_t n, const float *logits)
     return best;
 }
 
-/* Whether id is forbidden: a bitset where there are many questions, else a search. */
+/* Whether id is forbidden, by search: candidates are few. Full rows use a bitset. */
 static bool is_banned(const struct esp_sample_params *params, uint32_t id)
 {
     for (uint32_t i = 0; i < params->n_ban; i++)

@@ -246,10 +246,24 @@ bool esp_endpoint_is_local(const char *endpoint)
     return inet_pton(AF_INET, host, &a) == 1 && (ntohl(a.s_addr) >> 24) == 127;
 }
 
-/* IPv6 per endpoint: with it on, libzmq would bind 127.0.0.1 as ::ffff:127.0.0.1 and localhost perhaps as
- * ::1. */
-static esp_status set_family(struct esp_link *link, const char *endpoint, struct esp_err *err)
+/* libzmq would take port 99999 for 34463. */
+static bool port_is_sane(const char *endpoint)
 {
+    const char *port = strrchr(endpoint, ':') + 1; /* there is one: tcp:// */
+    size_t n = strspn(port, "0123456789");
+
+    return !starts_with(endpoint, "tcp://") || strcmp(port, "*") == 0 ||
+           (n > 0 && n <= 5 && !port[n] && atoi(port) <= 65535);
+}
+
+/* What is to be settled before bind and connect. IPv6 goes per endpoint: with it on, libzmq would bind
+ * 127.0.0.1 as
+ * ::ffff:127.0.0.1 and localhost perhaps as ::1. */
+static esp_status prepare(struct esp_link *link, const char *what, const char *endpoint, struct esp_err *err)
+{
+    if (!strstr(endpoint, "://") || !port_is_sane(endpoint))
+        return esp_fail(err, ESP_E_ARG, "%s %s: not an endpoint such as tcp://HOST:PORT or ipc://PATH", what,
+                        endpoint);
     return set_int(link, ZMQ_IPV6, !is_ipv4(endpoint), "ZMQ_IPV6", err);
 }
 
@@ -273,7 +287,7 @@ esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insec
             err, ESP_E_ARG,
             "bind %s: not an endpoint of this machine alone; without keys anyone who reaches it may use it",
             endpoint);
-    st = set_family(link, endpoint, err);
+    st = prepare(link, "bind", endpoint, err);
     if (st)
         return st;
     if (zmq_bind(link->socket, endpoint) != 0)
@@ -285,7 +299,7 @@ esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insec
 
 esp_status esp_link_connect(struct esp_link *link, const char *endpoint, struct esp_err *err)
 {
-    esp_status st = set_family(link, endpoint, err);
+    esp_status st = prepare(link, "connect", endpoint, err);
 
     if (!st && zmq_connect(link->socket, endpoint) != 0)
         st = endpoint_fail(err, "connect", endpoint);

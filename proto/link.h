@@ -58,6 +58,7 @@ bool esp_endpoint_is_local(const char *endpoint);
 
 /**
  * Binds. A tcp port of * or 0 is chosen by the system; `bound` (ESP_MAX_ENDPOINT + 1 bytes, may be NULL) gets the real endpoint.
+ * The file of an ipc:// endpoint stays behind; binding takes over a file that is there.
  * An endpoint that is not local is refused with ESP_E_ARG unless `insecure`: without keys anyone who reaches the port may use it.
  */
 esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insecure, char *bound, struct esp_err *err);

@@ -516,10 +516,10 @@ esp_status esp_checkpoint_write(const struct esp_checkpoint_spec *spec, struct e
         st = esp_fail(err, ESP_E_IO, "%s: %s", spec->dir, strerror(errno));
         goto done;
     }
-    remove_former(w);
     st = check_room(w, err);
     if (st)
         goto done;
+    remove_former(w);
     st = put_small_files(w, err);
     if (st)
         goto done;

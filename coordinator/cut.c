@@ -209,6 +209,20 @@ static double largest_load(const struct esp_cut_problem *p, const struct esp_cut
     return most;
 }
 
+/* What no cut can beat: either tower shared out in fractions of layers, each worker giving all its time. */
+static double work_bound(const struct esp_cut_problem *p)
+{
+    double enc_rate = 0.0, dec_rate = 0.0, head = INFINITY;
+
+    for (uint32_t w = 0; w < p->n_worker; w++) {
+        enc_rate +=
+            1.0 / p->worker[w].enc_seconds; /* layers a second; infinite for a free layer: a bound of 0 */
+        dec_rate += 1.0 / p->worker[w].dec_seconds;
+        head = fmin(head, p->worker[w].role_seconds[3]);
+    }
+    return fmax(head, fmax(p->n_enc / enc_rate, p->n_dec / dec_rate)) * (1.0 - 1e-9);
+}
+
 /* ---- the tie-break ---- */
 
 /* Seconds of either tower on the fastest worker: what a share of it is measured by. */
@@ -456,9 +470,16 @@ esp_status esp_cut_search(struct esp_cut *out, bool *fits, double *best, const s
         st = esp_fail(err, ESP_E_NOMEM, "placing layers on %u workers", p->n_worker);
         goto done;
     }
-    if (!feasible(&s, INFINITY))
+    low = work_bound(p);
+    for (int i = 0; i < 4 && low > 0.0 && !*fits;
+         i++) { /* a tight bound tries few counts: without one last */
+        *fits = feasible(&s, 2.0 * low);
+        if (!*fits)
+            low *= 2.0;
+    }
+    *fits = *fits || feasible(&s, INFINITY);
+    if (!*fits)
         goto done;
-    *fits = true;
     memcpy(out, s.cut, p->n_worker * sizeof *out);
     high = largest_load(p, out);
     while (high - low > 1e-9 * high) { /* high is always the largest load of a cut in hand */

@@ -1,0 +1,337 @@
+#include "tests/support/fake_stage.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "worker/stage.h"
+
+struct fake_seq {
+    uint64_t id; /* 0: unused */
+    uint32_t n_tok;
+    float h[FAKE_LAYERS][FAKE_WIDTH];
+};
+
+struct fake_image {
+    uint64_t id;
+    float x[FAKE_PICTURE_ROWS][FAKE_WIDTH];
+};
+
+struct esp_stage {
+    struct esp_stage_spec spec;
+    struct fake_seq seq[FAKE_SEQS];
+    struct fake_image image[FAKE_IMAGES];
+};
+
+static void sleep_ms(long ms)
+{
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
+
+    nanosleep(&t, NULL);
+}
+
+esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+                            const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
+                            struct esp_err *err)
+{
+    *out = NULL;
+    if (spec->enc_hi > FAKE_LAYERS || spec->dec_hi > FAKE_LAYERS)
+        return esp_fail(err, ESP_E_ARG, "layers up to %u and %u, has %d", spec->enc_hi, spec->dec_hi,
+                        FAKE_LAYERS);
+    if (spec->kv_tokens == FAKE_KV_NOMEM)
+        return esp_fail(err, ESP_E_NOMEM, "KV cache: 9999 MiB, 12 MiB left");
+    for (uint64_t i = 0; spec->kv_tokens == FAKE_KV_SLOW && i <= 60; i++) {
+        progress(progress_arg, i * 100, 6000);
+        sleep_ms(10);
+    }
+    *out = calloc(1, sizeof **out);
+    if (!*out)
+        return esp_fail(err, ESP_E_NOMEM, "fake stage");
+    (*out)->spec = *spec;
+    return ESP_OK;
+}
+
+void esp_stage_destroy(struct esp_stage **stage)
+{
+    free(*stage);
+    *stage = NULL;
+}
+
+void esp_stage_info(const struct esp_stage *stage, struct esp_stage_info_out *out)
+{
+    memset(out, 0, sizeof *out);
+    out->weight_bytes = 1000;
+    out->kv_bytes = 2000;
+    out->scratch_bytes = 3000;
+    out->kv_blocks = stage->spec.kv_tokens / FAKE_BLOCK_TOKENS + 1;
+    out->block_tokens = FAKE_BLOCK_TOKENS;
+    for (int i = 0; i < FAKE_SEQS; i++) {
+        out->n_seqs += stage->seq[i].id != 0;
+        out->kv_used_blocks += (stage->seq[i].n_tok + FAKE_BLOCK_TOKENS - 1) / FAKE_BLOCK_TOKENS;
+    }
+    for (int i = 0; i < FAKE_IMAGES; i++)
+        out->n_images += stage->image[i].id != 0;
+}
+
+void esp_stage_out_finish(struct esp_stage_out *out)
+{
+    free(out->rows);
+    for (uint32_t i = 0; i < out->n_results; i++) {
+        free((void *)(uintptr_t)out->results[i].ids);
+        free((void *)(uintptr_t)out->results[i].logits);
+    }
+    free(out->results);
+    free(out->full);
+    for (uint32_t i = 0; i < out->n_traces; i++)
+        free(out->traces[i].data);
+    free(out->traces);
+    memset(out, 0, sizeof *out);
+}
+
+static void *get(size_t n, size_t n_bytes)
+{
+    void *p = calloc(n ? n : 1, n_bytes);
+
+    if (!p)
+        abort(); /* a test's machine has memory */
+    return p;
+}
+
+static void add_trace(struct esp_stage_out *out, const char *kind, uint32_t layer, const float *x,
+                      uint32_t rows)
+{
+    struct esp_stage_trace *t;
+
+    if (!out->traces)
+        out->traces = get(2 * FAKE_LAYERS, sizeof *out->traces);
+    t = &out->traces[out->n_traces++];
+    snprintf(t->name, sizeof t->name, "%s.layer.%u", kind, layer);
+    t->rows = rows;
+    t->width = FAKE_WIDTH;
+    t->data = get((size_t)rows * FAKE_WIDTH, sizeof(float));
+    memcpy(t->data, x, (size_t)rows * FAKE_WIDTH * sizeof(float));
+}
+
+esp_status esp_stage_encode(struct esp_stage *stage, const struct esp_msg_encode *msg, const void *data,
+                            struct esp_stage_out *out, struct esp_err *err)
+{
+    float *x;
+
+    if (stage->spec.patch != (msg->payload == ESP_PAYLOAD_PIXELS))
+        return esp_fail(err, ESP_E_PROTO, "not what this stage encodes");
+    if (msg->payload == ESP_PAYLOAD_ROWS && (msg->rows != FAKE_PICTURE_ROWS || msg->width != FAKE_WIDTH))
+        return esp_fail(err, ESP_E_PROTO, "f32[%u,%u], takes [%d,%d]", msg->rows, msg->width,
+                        FAKE_PICTURE_ROWS, FAKE_WIDTH);
+    x = get(FAKE_PICTURE_ROWS * FAKE_WIDTH, sizeof *x);
+    if (msg->payload == ESP_PAYLOAD_PIXELS) {
+        memcpy(x, data, sizeof *x);
+        for (int i = FAKE_PICTURE_ROWS * FAKE_WIDTH - 1; i >= 0; i--)
+            x[i] = x[0] + (float)i;
+    } else {
+        memcpy(x, data, FAKE_PICTURE_ROWS * FAKE_WIDTH * sizeof *x);
+    }
+    for (uint32_t l = stage->spec.enc_lo; l < stage->spec.enc_hi; l++) {
+        for (int i = 0; i < FAKE_PICTURE_ROWS * FAKE_WIDTH; i++)
+            x[i] += (float)(l + 1) / 4;
+        if (msg->trace)
+            add_trace(out, "vision", l, x, FAKE_PICTURE_ROWS);
+    }
+    for (int i = 0; stage->spec.projector && i < FAKE_PICTURE_ROWS * FAKE_WIDTH; i++)
+        x[i] *= 2;
+    out->rows = x;
+    out->n_rows = FAKE_PICTURE_ROWS;
+    out->width = FAKE_WIDTH;
+    out->payload = stage->spec.projector ? ESP_PAYLOAD_FEATURES : ESP_PAYLOAD_ROWS;
+    out->compute_seconds = 0.001;
+    return ESP_OK;
+}
+
+static struct fake_image *find_image(struct esp_stage *stage, uint64_t id)
+{
+    for (int i = 0; i < FAKE_IMAGES; i++) {
+        if (stage->image[i].id == id)
+            return &stage->image[i];
+    }
+    return NULL;
+}
+
+static struct fake_seq *find_seq(struct esp_stage *stage, uint64_t id)
+{
+    for (int i = 0; i < FAKE_SEQS; i++) {
+        if (stage->seq[i].id == id)
+            return &stage->seq[i];
+    }
+    return NULL;
+}
+
+esp_status esp_stage_store(struct esp_stage *stage, const struct esp_msg_encode *msg, const void *data,
+                           struct esp_err *err)
+{
+    struct fake_image *image = find_image(stage, msg->image);
+
+    if (!image)
+        image = find_image(stage, 0);
+    if (!image)
+        return esp_fail(err, ESP_E_LIMIT, "%d images stored, takes no more", FAKE_IMAGES);
+    if (msg->rows != FAKE_PICTURE_ROWS || msg->width != FAKE_WIDTH)
+        return esp_fail(err, ESP_E_PROTO, "features f32[%u,%u]", msg->rows, msg->width);
+    image->id = msg->image;
+    memcpy(image->x, data, sizeof image->x);
+    return ESP_OK;
+}
+
+static void forget_seq(struct esp_stage *stage, uint64_t id)
+{
+    struct fake_seq *s = find_seq(stage, id);
+
+    if (s)
+        memset(s, 0, sizeof *s);
+}
+
+static esp_status check_step(struct esp_stage *stage, const struct esp_msg_step *msg, struct esp_err *err)
+{
+    for (uint32_t i = 0; i < msg->n_seqs; i++) {
+        const struct esp_seq_rows *r = &msg->seqs[i];
+        struct fake_seq *s = find_seq(stage, r->seq);
+
+        if (r->pos != (s ? s->n_tok : 0))
+            return esp_fail(err, ESP_E_PROTO, "sequence %" PRIu64 ": position %u, expected %u", r->seq,
+                            r->pos, s ? s->n_tok : 0);
+        if (!s && !find_seq(stage, 0))
+            return esp_fail(err, ESP_E_LIMIT, "too many sequences");
+        for (uint32_t k = 0; stage->spec.embed && k < r->n_images; k++) {
+            if (!find_image(stage, r->images[k]))
+                return esp_fail(err, ESP_E_PROTO, "image %" PRIu64 " is not stored", r->images[k]);
+        }
+        if (stage->spec.head && r->seq == FAKE_SEQ_LIMIT)
+            return esp_fail(err, ESP_E_LIMIT, "KV cache: needs 3 blocks, 1 of 64 free");
+        if (stage->spec.head && r->seq == FAKE_SEQ_DEVICE)
+            return esp_fail(err, ESP_E_DEVICE, "vkQueueSubmit: VK_ERROR_DEVICE_LOST");
+        if (stage->spec.head && r->seq == FAKE_SEQ_SLOW)
+            sleep_ms(FAKE_SLOW_MS);
+        if (stage->spec.head && r->seq == FAKE_SEQ_STUCK)
+            sleep_ms(4000);
+    }
+    return ESP_OK;
+}
+
+/** The stage's first rows: what came, or token ids spread over the width, with pictures in their places. */
+static float *rows_in(struct esp_stage *stage, const struct esp_msg_step *msg, const void *data)
+{
+    float *x = get((size_t)msg->rows * FAKE_WIDTH, sizeof *x);
+    uint32_t row = 0;
+
+    if (msg->payload == ESP_PAYLOAD_ROWS) {
+        memcpy(x, data, (size_t)msg->rows * FAKE_WIDTH * sizeof *x);
+        return x;
+    }
+    for (uint32_t i = 0; i < msg->rows; i++) {
+        int32_t id;
+        memcpy(&id, (const char *)data + i * sizeof id, sizeof id);
+        for (uint32_t d = 0; d < FAKE_WIDTH; d++)
+            x[i * FAKE_WIDTH + d] = (float)(id * (int32_t)(d + 1));
+    }
+    for (uint32_t i = 0; i < msg->n_seqs; row += msg->seqs[i++].n_tok) {
+        for (uint32_t k = 0; k < msg->seqs[i].n_images && (k + 1) * FAKE_PICTURE_ROWS <= msg->seqs[i].n_tok;
+             k++)
+            memcpy(x + (row + k * FAKE_PICTURE_ROWS) * FAKE_WIDTH,
+                   find_image(stage, msg->seqs[i].images[k])->x, sizeof stage->image[0].x);
+    }
+    return x;
+}
+
+static void results(struct esp_stage_out *out, const struct esp_msg_step *msg, const float *x)
+{
+    out->results = get(msg->n_wants, sizeof *out->results);
+    out->full = get((size_t)msg->n_wants * FAKE_VOCAB, sizeof *out->full);
+    out->vocab = FAKE_VOCAB;
+    for (uint32_t i = 0; i < msg->n_wants; i++) {
+        const struct esp_want *w = &msg->wants[i];
+        const float *row = x + (size_t)w->row * FAKE_WIDTH;
+        uint32_t n = w->k < FAKE_VOCAB ? w->k : FAKE_VOCAB;
+        uint32_t *ids = get(n, sizeof *ids);
+        float *logits = get(n, sizeof *logits);
+
+        for (uint32_t k = 0; k < n; k++) {
+            ids[k] = k;
+            logits[k] = row[0] - (float)k;
+        }
+        out->results[out->n_results++] = (struct esp_row_result){.row = w->row,
+                                                                 .lse = row[0],
+                                                                 .target_logit = w->has_target ? row[1] : 0,
+                                                                 .n = n,
+                                                                 .ids = ids,
+                                                                 .logits = logits};
+        for (uint32_t v = 0; w->full && v < FAKE_VOCAB; v++)
+            out->full[(size_t)out->n_full * FAKE_VOCAB + v] = row[v % FAKE_WIDTH] + (float)v;
+        out->n_full += w->full;
+    }
+}
+
+esp_status esp_stage_step(struct esp_stage *stage, const struct esp_msg_step *msg, const void *data,
+                          struct esp_stage_out *out, struct esp_err *err)
+{
+    esp_status st;
+    float *x;
+
+    for (uint32_t i = 0; i < msg->n_free; i++)
+        forget_seq(stage, msg->free[i]);
+    for (uint32_t i = 0; i < msg->n_forks; i++) {
+        struct fake_seq *from = find_seq(stage, msg->forks[i].from), *to = find_seq(stage, 0);
+        if (!from || !to || find_seq(stage, msg->forks[i].seq))
+            return esp_fail(err, ESP_E_PROTO, "fork of %" PRIu64, msg->forks[i].from);
+        *to = *from;
+        to->id = msg->forks[i].seq;
+    }
+    if (msg->payload == ESP_PAYLOAD_ROWS && msg->width != FAKE_WIDTH)
+        return esp_fail(err, ESP_E_PROTO, "rows of width %u, expected %d", msg->width, FAKE_WIDTH);
+    st = check_step(stage, msg, err);
+    if (st)
+        return st;
+    x = rows_in(stage, msg, data);
+    for (uint32_t l = stage->spec.dec_lo; l < stage->spec.dec_hi; l++) {
+        float *at = x;
+
+        for (uint32_t i = 0; i < msg->n_seqs; i++) {
+            struct fake_seq *s = find_seq(stage, msg->seqs[i].seq);
+            if (!s) {
+                s = find_seq(stage, 0);
+                s->id = msg->seqs[i].seq;
+            }
+            for (uint32_t t = 0; t < msg->seqs[i].n_tok; t++, at += FAKE_WIDTH) {
+                for (uint32_t d = 0; d < FAKE_WIDTH; d++) {
+                    s->h[l][d] += at[d];
+                    at[d] += (float)(l + 1) + s->h[l][d] / 2;
+                }
+            }
+            if (l + 1 == stage->spec.dec_hi)
+                s->n_tok += msg->seqs[i].n_tok;
+        }
+        if (msg->trace)
+            add_trace(out, "prefill", l, x, msg->rows);
+    }
+    if (stage->spec.head) {
+        results(out, msg, x);
+        free(x);
+    } else {
+        out->rows = x;
+        out->n_rows = msg->rows;
+        out->width = FAKE_WIDTH;
+        out->payload = ESP_PAYLOAD_ROWS;
+    }
+    out->compute_seconds = 0.001;
+    return ESP_OK;
+}
+
+void esp_stage_release(struct esp_stage *stage, const struct esp_msg_release *msg)
+{
+    for (uint32_t i = 0; i < msg->n_seqs; i++)
+        forget_seq(stage, msg->seqs[i]);
+    for (uint32_t i = 0; i < msg->n_images; i++) {
+        struct fake_image *image = find_image(stage, msg->images[i]);
+        if (image)
+            memset(image, 0, sizeof *image);
+    }
+}

@@ -1,0 +1,31 @@
+/**
+ * A stage without a device: worker/stage.h over plain arithmetic, exact in f32, the same at every split of
+ * the layers. Link it instead of the engine to test what is around a stage.
+ *
+ *   decoder layer l:  y = x + (l + 1) + h / 2,  h = the sum of this layer's x over the sequence's rows so far
+ *   encoder layer l:  y = x + (l + 1) / 4;  the projector doubles
+ *
+ * Ids below make it misbehave, on the stage that holds the last decoder layer.
+ */
+#ifndef ESP_TEST_FAKE_STAGE_H
+#define ESP_TEST_FAKE_STAGE_H
+
+#define FAKE_WIDTH        4  /* of rows, both towers */
+#define FAKE_PICTURE_ROWS 2  /* N */
+#define FAKE_VOCAB        16 /* ids 0 .. 15 */
+#define FAKE_LAYERS       8  /* of either tower at most */
+#define FAKE_SEQS         16
+#define FAKE_IMAGES       8
+#define FAKE_BLOCK_TOKENS 8
+
+#define FAKE_SEQ_LIMIT  1001 /* refused: ESP_E_LIMIT */
+#define FAKE_SEQ_DEVICE 1002 /* ESP_E_DEVICE */
+#define FAKE_SEQ_SLOW   1003 /* takes FAKE_SLOW_MS */
+#define FAKE_SLOW_MS    20
+#define FAKE_SEQ_STUCK  1004 /* takes 4 s */
+
+/* kv_tokens of a placement */
+#define FAKE_KV_NOMEM 1 /* creation fails */
+#define FAKE_KV_SLOW  2 /* loads for 0.6 s, reporting every 10 ms */
+
+#endif

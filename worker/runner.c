@@ -1,0 +1,475 @@
+#include "worker/runner.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PROGRESS_NS UINT64_C(100000000) /* between two Loading messages */
+
+uint64_t esp_now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+/* ---- shared bytes ---- */
+
+struct esp_shared {
+    atomic_uint n_ref;
+    void *data;
+};
+
+struct esp_shared *esp_shared_create(void *data)
+{
+    struct esp_shared *s = malloc(sizeof *s);
+
+    if (s) {
+        atomic_init(&s->n_ref, 1);
+        s->data = data;
+    }
+    return s;
+}
+
+void *esp_shared_data(struct esp_shared *shared)
+{
+    return shared->data;
+}
+
+void esp_shared_ref(struct esp_shared *shared)
+{
+    atomic_fetch_add(&shared->n_ref, 1);
+}
+
+void esp_shared_unref(struct esp_shared *shared)
+{
+    if (shared && atomic_fetch_sub(&shared->n_ref, 1) == 1) {
+        free(shared->data);
+        free(shared);
+    }
+}
+
+/* ---- work ---- */
+
+struct esp_work *esp_work_create(struct esp_msg *msg)
+{
+    struct esp_work *work = calloc(1, sizeof *work);
+
+    if (work) {
+        work->msg = *msg;
+        memset(msg, 0, sizeof *msg);
+    }
+    return work;
+}
+
+void esp_work_destroy(struct esp_work **work)
+{
+    if (!*work)
+        return;
+    esp_msg_finish(&(*work)->msg);
+    esp_stage_out_finish(&(*work)->out);
+    free((*work)->times);
+    free(*work);
+    *work = NULL;
+}
+
+struct queue {
+    struct esp_work *first, **end;
+};
+
+static void queue_init(struct queue *q)
+{
+    q->first = NULL;
+    q->end = &q->first;
+}
+
+static void queue_put(struct queue *q, struct esp_work *work)
+{
+    work->next = NULL;
+    *q->end = work;
+    q->end = &work->next;
+}
+
+static struct esp_work *queue_get(struct queue *q)
+{
+    struct esp_work *work = q->first;
+
+    if (work) {
+        q->first = work->next;
+        if (!q->first)
+            q->end = &q->first;
+        work->next = NULL;
+    }
+    return work;
+}
+
+static void queue_clear(struct queue *q)
+{
+    struct esp_work *work;
+
+    while ((work = queue_get(q)))
+        esp_work_destroy(&work);
+}
+
+/* ---- the thread ---- */
+
+struct esp_runner {
+    struct esp_vk *vk;
+    const struct esp_checkpoint *ck;
+    const char *name;
+    const struct esp_log *log;
+    pthread_t thread;
+    bool joined;
+    int fd; /* eventfd: readable while `done` is not empty */
+
+    pthread_mutex_t lock; /* guards all below but the stage's part */
+    pthread_cond_t wake;  /* work came, stop was set, or the thread ended */
+    struct queue todo, done;
+    uint32_t n_works; /* in todo, and the one running */
+    uint64_t n_bytes, kv_used;
+    bool stop, ended;
+
+    /* The thread's own. */
+    struct esp_stage *stage;
+    bool dead; /* the device is: nothing more is run */
+    const struct esp_work *loading;
+    uint64_t progress_ns; /* of the last Loading */
+};
+
+static uint64_t frame_bytes(const struct esp_work *work)
+{
+    return work->msg.n_blobs > 0 ? work->msg.blob[0].n_bytes : 0;
+}
+
+/** @param ran  it came out of `todo`: its load goes before its owner can wake up and ask whether there is
+ * room */
+static void hand_back(struct esp_runner *r, struct esp_work *work, bool ran)
+{
+    uint64_t one = 1;
+
+    pthread_mutex_lock(&r->lock);
+    if (ran) {
+        r->n_works--;
+        r->n_bytes -= frame_bytes(work);
+    }
+    queue_put(&r->done, work);
+    if (write(r->fd, &one, sizeof one) != (ssize_t)sizeof one) {
+        /* Only a counter about to overflow refuses, and then the descriptor is readable already. */
+    }
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void on_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
+{
+    struct esp_runner *r = arg;
+    uint64_t now = esp_now_ns();
+    struct esp_msg msg = {.kind = ESP_MSG_LOADING};
+    struct esp_work *work;
+
+    if (now - r->progress_ns < PROGRESS_NS)
+        return;
+    r->progress_ns = now;
+    msg.loading.epoch = r->loading->msg.place.epoch;
+    msg.loading.done_bytes = done_bytes < total_bytes ? done_bytes : total_bytes;
+    msg.loading.total_bytes = total_bytes;
+    work = esp_work_create(&msg);
+    if (!work)
+        return; /* progress can be missed */
+    work->generation = r->loading->generation;
+    hand_back(r, work, false);
+}
+
+static void run_place(struct esp_runner *r, struct esp_work *work)
+{
+    const struct esp_msg_place *p = &work->msg.place;
+    const struct esp_stage_spec spec = {
+        .enc_lo = p->enc_lo,
+        .enc_hi = p->enc_hi,
+        .dec_lo = p->dec_lo,
+        .dec_hi = p->dec_hi,
+        .patch = p->patch,
+        .projector = p->projector,
+        .embed = p->embed,
+        .head = p->head,
+        .max_rows = p->max_rows,
+        .kv_tokens = p->kv_tokens,
+        .max_seqs = p->max_seqs,
+        .max_images = p->max_images,
+        .final_softcap = p->final_softcap,
+    };
+    uint64_t start = esp_now_ns();
+
+    esp_stage_destroy(&r->stage); /* first, so that both need not fit into the device's memory at once */
+    if (p->enc_lo < p->enc_hi || p->dec_lo < p->dec_hi) {
+        r->loading = work;
+        r->progress_ns = 0;
+        work->status = esp_stage_create(&r->stage, r->vk, r->ck, &spec, on_progress, r, &work->err);
+        r->loading = NULL;
+        if (!work->status)
+            esp_stage_info(r->stage, &work->info);
+    }
+    work->load_seconds = 1e-9 * (double)(esp_now_ns() - start);
+}
+
+static void run_encode(struct esp_runner *r, struct esp_work *work)
+{
+    const struct esp_msg_encode *m = &work->msg.encode;
+
+    if (m->payload == ESP_PAYLOAD_FEATURES) {
+        work->status = esp_stage_store(r->stage, m, work->msg.blob[0].data, &work->err);
+        work->stored = true;
+        return;
+    }
+    work->status = esp_stage_encode(r->stage, m, work->msg.blob[0].data, &work->out, &work->err);
+    if (!work->status && work->store_here && work->out.payload == ESP_PAYLOAD_FEATURES) {
+        struct esp_msg_encode kept = *m;
+
+        kept.payload = ESP_PAYLOAD_FEATURES;
+        kept.rows = work->out.n_rows;
+        kept.width = work->out.width;
+        work->status = esp_stage_store(r->stage, &kept, work->out.rows, &work->err);
+        work->stored = true;
+    }
+}
+
+/** The stages passed, this one included. Running out of memory costs the times, not the work. */
+static void add_times(struct esp_work *work, const char *name, uint64_t begun_ns, uint64_t ended_ns)
+{
+    bool encode = work->msg.kind == ESP_MSG_ENCODE;
+    const struct esp_stage_time *before = encode ? work->msg.encode.times : work->msg.step.times;
+    uint32_t n = encode ? work->msg.encode.n_times : work->msg.step.n_times;
+    double compute = work->out.compute_seconds;
+
+    if (n >= ESP_MAX_STAGES)
+        return;
+    work->times = calloc(n + 1, sizeof *work->times);
+    if (!work->times)
+        return;
+    if (n > 0)
+        memcpy(work->times, before, n * sizeof *before);
+    if (!(compute >= 0))
+        compute = 0;
+    if (encode && work->stored && compute == 0) /* storing has no clock of its own */
+        compute = 1e-9 * (double)(ended_ns - begun_ns);
+    work->times[n] = (struct esp_stage_time){
+        .worker = name,
+        .queue_seconds = 1e-9 * (double)(begun_ns - work->arrived_ns),
+        .compute_seconds = compute,
+    };
+    work->n_times = n + 1;
+}
+
+static void run(struct esp_runner *r, struct esp_work *work)
+{
+    uint64_t begun = esp_now_ns();
+    struct esp_stage_info_out info = {0};
+
+    if (work->msg.kind != ESP_MSG_PLACE && !r->stage) {
+        work->status =
+            esp_fail(&work->err, ESP_E_INTERNAL, "%s without a stage", esp_msg_name(work->msg.kind));
+        return;
+    }
+    switch (work->msg.kind) {
+    case ESP_MSG_PLACE:
+        run_place(r, work);
+        break;
+    case ESP_MSG_ENCODE:
+        run_encode(r, work);
+        add_times(work, r->name, begun, esp_now_ns());
+        break;
+    case ESP_MSG_STEP:
+        work->status =
+            esp_stage_step(r->stage, &work->msg.step, work->msg.blob[0].data, &work->out, &work->err);
+        add_times(work, r->name, begun, esp_now_ns());
+        break;
+    case ESP_MSG_RELEASE:
+        esp_stage_release(r->stage, &work->msg.release);
+        break;
+    default:
+        work->status = esp_fail(&work->err, ESP_E_INTERNAL, "%s is no work", esp_msg_name(work->msg.kind));
+    }
+    if (work->status == ESP_E_DEVICE)
+        r->dead = true;
+    if (r->stage && !r->dead)
+        esp_stage_info(r->stage, &info);
+    pthread_mutex_lock(&r->lock);
+    r->kv_used = info.kv_used_blocks;
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void *thread_main(void *arg)
+{
+    struct esp_runner *r = arg;
+
+    pthread_mutex_lock(&r->lock);
+    for (;;) {
+        struct esp_work *work;
+
+        while (!r->stop && !r->todo.first)
+            pthread_cond_wait(&r->wake, &r->lock);
+        if (r->stop)
+            break;
+        work = queue_get(&r->todo);
+        pthread_mutex_unlock(&r->lock);
+        if (!r->dead)
+            run(r, work);
+        else
+            work->status = esp_fail(&work->err, ESP_E_DEVICE, "the device is lost");
+        hand_back(r, work, true);
+        pthread_mutex_lock(&r->lock);
+    }
+    pthread_mutex_unlock(&r->lock);
+    esp_stage_destroy(&r->stage);
+    pthread_mutex_lock(&r->lock);
+    r->ended = true;
+    pthread_cond_broadcast(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+    return NULL;
+}
+
+/* ---- the owner's side ---- */
+
+esp_status esp_runner_create(struct esp_runner **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+                             const char *name, const struct esp_log *log, struct esp_err *err)
+{
+    struct esp_runner *r = calloc(1, sizeof *r);
+    esp_status st = ESP_OK;
+    pthread_condattr_t attr;
+    int rc;
+
+    *out = NULL;
+    if (!r)
+        return esp_fail(err, ESP_E_NOMEM, "engine thread: out of memory");
+    r->vk = vk;
+    r->ck = ck;
+    r->name = name;
+    r->log = log;
+    queue_init(&r->todo);
+    queue_init(&r->done);
+    r->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (r->fd < 0) {
+        st = esp_fail(err, ESP_E_IO, "eventfd: %s", strerror(errno));
+        free(r);
+        return st;
+    }
+    /* None of these can fail with these arguments on Linux; a thread can. */
+    pthread_mutex_init(&r->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&r->wake, &attr);
+    pthread_condattr_destroy(&attr);
+    rc = pthread_create(&r->thread, NULL, thread_main, r);
+    if (rc) {
+        st = esp_fail(err, ESP_E_IO, "pthread_create: %s", strerror(rc));
+        esp_runner_destroy(&r);
+        return st;
+    }
+    *out = r;
+    return ESP_OK;
+}
+
+bool esp_runner_stop(struct esp_runner *r, int timeout_ms)
+{
+    uint64_t until = esp_now_ns() + (uint64_t)timeout_ms * 1000000u;
+    struct timespec at = {.tv_sec = (time_t)(until / 1000000000u), .tv_nsec = (long)(until % 1000000000u)};
+    bool ended;
+    int rc = 0;
+
+    pthread_mutex_lock(&r->lock);
+    r->stop = true;
+    pthread_cond_broadcast(&r->wake);
+    while (!r->ended && rc != ETIMEDOUT)
+        rc = pthread_cond_timedwait(&r->wake, &r->lock, &at);
+    ended = r->ended;
+    pthread_mutex_unlock(&r->lock);
+    if (ended && !r->joined) {
+        pthread_join(r->thread, NULL);
+        r->joined = true;
+    }
+    return ended;
+}
+
+void esp_runner_destroy(struct esp_runner **runner)
+{
+    struct esp_runner *r = *runner;
+
+    if (!r)
+        return;
+    queue_clear(&r->todo);
+    queue_clear(&r->done);
+    pthread_cond_destroy(&r->wake);
+    pthread_mutex_destroy(&r->lock);
+    close(r->fd);
+    free(r);
+    *runner = NULL;
+}
+
+void esp_runner_push(struct esp_runner *r, struct esp_work *work)
+{
+    work->arrived_ns = esp_now_ns();
+    pthread_mutex_lock(&r->lock);
+    queue_put(&r->todo, work);
+    r->n_works++;
+    r->n_bytes += frame_bytes(work);
+    pthread_cond_broadcast(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+}
+
+void esp_runner_purge(struct esp_runner *r)
+{
+    struct queue old;
+    struct esp_work *work;
+
+    queue_init(&old);
+    pthread_mutex_lock(&r->lock);
+    while ((work = queue_get(&r->todo))) {
+        r->n_works--;
+        r->n_bytes -= frame_bytes(work);
+        queue_put(&old, work);
+    }
+    pthread_mutex_unlock(&r->lock);
+    queue_clear(&old);
+}
+
+int esp_runner_fd(const struct esp_runner *r)
+{
+    return r->fd;
+}
+
+struct esp_work *esp_runner_take(struct esp_runner *r)
+{
+    struct esp_work *work;
+    uint64_t count;
+
+    pthread_mutex_lock(&r->lock);
+    work = queue_get(&r->done);
+    if (!work && read(r->fd, &count, sizeof count) < 0) {
+        /* Not readable: it was not what woke us. */
+    }
+    pthread_mutex_unlock(&r->lock);
+    return work;
+}
+
+void esp_runner_load(struct esp_runner *r, uint32_t *n_works, uint64_t *n_bytes)
+{
+    pthread_mutex_lock(&r->lock);
+    *n_works = r->n_works;
+    *n_bytes = r->n_bytes;
+    pthread_mutex_unlock(&r->lock);
+}
+
+uint64_t esp_runner_kv_used(struct esp_runner *r)
+{
+    uint64_t n;
+
+    pthread_mutex_lock(&r->lock);
+    n = r->kv_used;
+    pthread_mutex_unlock(&r->lock);
+    return n;
+}

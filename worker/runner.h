@@ -1,0 +1,95 @@
+/**
+ * The thread that runs the stage: work goes in at one end and comes out at the other, in order.
+ *
+ * A device call blocks for as long as the device takes, and loading takes seconds; sockets and heartbeats
+ * must not wait for it. So one thread owns the device and the stage, another one (serve.c) the sockets, and
+ * between them are two queues and a file descriptor. Order is the protocol's: what was queued first is run
+ * and handed back first.
+ *
+ * create, destroy, push, purge, take and the questions are the owner's (one thread's).
+ */
+#ifndef ESP_WORKER_RUNNER_H
+#define ESP_WORKER_RUNNER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/log.h"
+#include "proto/wire.h"
+#include "worker/stage.h"
+
+/** Bytes that several messages in flight may hold at once, ZeroMQ's threads among them. */
+struct esp_shared;
+
+/** Takes malloc'ed bytes; NULL when memory is out, with the bytes still the caller's. */
+struct esp_shared *esp_shared_create(void *data);
+void *esp_shared_data(struct esp_shared *shared);
+void esp_shared_ref(struct esp_shared *shared);
+void esp_shared_unref(struct esp_shared *shared); /* NULL is fine; the last one frees; safe from any thread */
+
+/** A piece of work and, afterwards, what became of it. */
+struct esp_work {
+    struct esp_work *next;
+    struct esp_msg msg;  /* PLACE, ENCODE, STEP or RELEASE as received; LOADING and ERROR are answers alone */
+    uint64_t generation; /* of the placement it belongs to, the owner's number */
+    uint64_t arrived_ns; /* CLOCK_MONOTONIC */
+    uint32_t n_users;    /* messages to be sent that borrow from it; the owner's alone */
+    bool store_here;     /* ENCODE: features that come out stay on this worker */
+
+    esp_status status;
+    struct esp_err err;
+    struct esp_stage_out out;
+    bool stored;                    /* ENCODE: the features are kept here */
+    struct esp_stage_info_out info; /* PLACE */
+    double load_seconds;            /* PLACE */
+    uint32_t n_times;
+    struct esp_stage_time *times; /* ENCODE, STEP: those it came with and this stage's own */
+};
+
+/** Zeroed but for the message, which it takes (clearing the caller's); NULL: out of memory, the message is
+ * kept. */
+struct esp_work *esp_work_create(struct esp_msg *msg);
+void esp_work_destroy(struct esp_work **work);
+
+struct esp_runner;
+
+/**
+ * Starts the thread, without a stage.
+ *
+ * @param vk, ck, name  borrowed until destroy; the device is the thread's from now on. name: in stage times.
+ * Errors: ESP_E_NOMEM, ESP_E_IO.
+ */
+esp_status esp_runner_create(struct esp_runner **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+                             const char *name, const struct esp_log *log, struct esp_err *err);
+
+/**
+ * Ends the thread after the call it is in, and destroys the stage. False if that call took longer than
+ * timeout_ms: the thread still runs then, nothing may be freed, and the process should end by _exit.
+ */
+bool esp_runner_stop(struct esp_runner *runner, int timeout_ms);
+
+/** After a stop that succeeded. */
+void esp_runner_destroy(struct esp_runner **runner);
+
+/** Queues work; it is the runner's until esp_runner_take hands it back. Sets arrived_ns. */
+void esp_runner_push(struct esp_runner *runner, struct esp_work *work);
+
+/** Drops all work that has not begun. */
+void esp_runner_purge(struct esp_runner *runner);
+
+/** Readable while finished work waits. */
+int esp_runner_fd(const struct esp_runner *runner);
+
+/** The next finished work, the caller's; NULL: none. */
+struct esp_work *esp_runner_take(struct esp_runner *runner);
+
+/** Work queued or running, and the bytes of its raw frames. */
+void esp_runner_load(struct esp_runner *runner, uint32_t *n_works, uint64_t *n_bytes);
+
+/** KV blocks in use after the last call. */
+uint64_t esp_runner_kv_used(struct esp_runner *runner);
+
+/** Nanoseconds, CLOCK_MONOTONIC. */
+uint64_t esp_now_ns(void);
+
+#endif

@@ -1,0 +1,331 @@
+#include "worker/serve_state.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DATA_WORKS     64 /* work queued from other stages: more waits in ZeroMQ's queues, then at the sender */
+#define DATA_BYTES     (256u << 20)
+#define CONTROL_WORKS  1024 /* from the coordinator, which has its own count: more is refused */
+#define CONTROL_BYTES  (UINT64_C(2) << 30)
+#define NOISE_A_SECOND 20 /* log lines about bad data messages */
+
+static const char *state_name(enum esp_state state)
+{
+    return state == ESP_LOADING ? "loading"
+           : state == ESP_READY ? "ready"
+           : state == ESP_SPARE ? "a spare"
+                                : "not placed";
+}
+
+static esp_status on_welcome(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                             struct esp_err *err)
+{
+    s->heartbeat_ns = msg->welcome.heartbeat_ms * ESP_NS_A_MS;
+    s->timeout_ns = msg->welcome.timeout_ms * ESP_NS_A_MS;
+    if (!s->joined) {
+        esp_log(s->log, ESP_LOG_INFO, "joined coordinator=%s data=%s heartbeat_ms=%u timeout_ms=%u",
+                s->opt->connect, s->endpoint, msg->welcome.heartbeat_ms, msg->welcome.timeout_ms);
+        s->joined = s->known = s->fresh = true;
+        s->asked = false;
+    }
+    esp_serve_beat(s);
+    return ESP_OK;
+}
+
+static esp_status on_heartbeat(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                               struct esp_err *err)
+{
+    return ESP_OK; /* that it came is all it says */
+}
+
+static esp_status on_bye(struct esp_serve *s, enum esp_source from, struct esp_msg *msg, struct esp_err *err)
+{
+    esp_log(s->log, ESP_LOG_INFO, "bye from=coordinator why=\"%s\"", msg->bye.why);
+    s->joined = false; /* no Bye back */
+    esp_serve_end(s, ESP_OK, "");
+    return ESP_OK;
+}
+
+static esp_status on_error(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                           struct esp_err *err)
+{
+    const struct esp_msg_error *m = &msg->error;
+    char text[ESP_ERR_TEXT_MAX];
+
+    if (!s->joined && (!s->asked || (s->known && m->code == ESP_E_ARG))) {
+        /* It has not noticed yet that our former connection is gone. */
+        esp_log(s->log, ESP_LOG_WARN, "hello_refused cause=\"%s\" action=retry", m->text);
+    } else if (!s->joined) {
+        snprintf(text, sizeof text, "coordinator refuses: %s", m->text);
+        esp_serve_end(s, m->code, text);
+    } else if (m->epoch == 0) { /* about us, not about a piece of work */
+        esp_serve_lose(s, m->text);
+    } else {
+        esp_log(s->log, ESP_LOG_WARN, "epoch=%" PRIu64 " coordinator_error code=%d cause=\"%s\"", m->epoch,
+                (int)m->code, m->text);
+    }
+    return ESP_OK;
+}
+
+static esp_status dial(struct esp_serve *s, struct esp_outbox *box, const char *kind, const char *endpoint,
+                       struct esp_err *err)
+{
+    char identity[ESP_MAX_NAME + 64];
+
+    esp_outbox_close(box);
+    if (!*endpoint)
+        return ESP_OK;
+    /* Unlike any earlier one, so that what an older connection still carries cannot be taken for this one's.
+     */
+    snprintf(identity, sizeof identity, "%s/%s/%ld.%" PRIu64, s->opt->name, kind, (long)getpid(),
+             s->generation);
+    return esp_outbox_open(box, s->net, identity, endpoint, 0, err);
+}
+
+static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                           struct esp_err *err)
+{
+    const struct esp_msg_place *p = &msg->place;
+    struct esp_work *work;
+    bool layers = p->enc_lo < p->enc_hi || p->dec_lo < p->dec_hi;
+    esp_status st;
+
+    if (!s->fresh && p->epoch <= s->epoch) {
+        esp_log(s->log, ESP_LOG_WARN, "epoch=%" PRIu64 " place_ignored placed=%" PRIu64, p->epoch, s->epoch);
+        return ESP_OK;
+    }
+    s->fresh = false;
+    s->epoch = p->epoch;
+    s->generation++;
+    s->last_step = 0;
+    s->state = ESP_IDLE;
+    s->place = *p;
+    s->place.next_enc = s->place.features_to = s->place.next_dec = NULL;
+    esp_runner_purge(s->runner);
+    esp_outbox_purge(&s->control, s->generation);
+    s->store_here =
+        p->projector && p->embed && (!*p->features_to || strcmp(p->features_to, s->endpoint) == 0);
+    st = dial(s, &s->next_enc, "enc", p->next_enc, err);
+    if (!st)
+        st = dial(s, &s->features, "features", s->store_here ? "" : p->features_to, err);
+    if (!st)
+        st = dial(s, &s->next_dec, "dec", p->next_dec, err);
+    if (st)
+        return st;
+    work = esp_work_create(msg);
+    if (!work)
+        return esp_fail(err, ESP_E_NOMEM, "no memory for a placement");
+    work->generation = s->generation;
+    s->state = layers ? ESP_LOADING : ESP_SPARE;
+    esp_runner_push(s->runner, work);
+    return ESP_OK;
+}
+
+bool esp_serve_has_room(struct esp_serve *s, enum esp_source from)
+{
+    uint32_t n_works;
+    uint64_t n_bytes;
+
+    esp_runner_load(s->runner, &n_works, &n_bytes);
+    if (from == ESP_FROM_DATA)
+        return n_works < DATA_WORKS && n_bytes < DATA_BYTES;
+    return n_works < CONTROL_WORKS && n_bytes < CONTROL_BYTES;
+}
+
+static esp_status push(struct esp_serve *s, enum esp_source from, struct esp_msg *msg, struct esp_err *err)
+{
+    struct esp_work *work;
+
+    if (!esp_serve_has_room(s, from))
+        return esp_fail(err, ESP_E_LIMIT, "too much work queued");
+    work = esp_work_create(msg);
+    if (!work)
+        return esp_fail(err, ESP_E_NOMEM, "no memory to queue work");
+    work->generation = s->generation;
+    work->store_here = s->store_here;
+    esp_runner_push(s->runner, work);
+    return ESP_OK;
+}
+
+static esp_status on_encode(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                            struct esp_err *err)
+{
+    const struct esp_msg_place *p = &s->place;
+    enum esp_payload payload = msg->encode.payload;
+
+    if (from == ESP_FROM_CONTROL && !(payload == ESP_PAYLOAD_PIXELS && p->patch))
+        return esp_fail(err, ESP_E_PROTO,
+                        "the coordinator's encode goes to the first encoder stage, as pixels");
+    if (from == ESP_FROM_DATA && !(payload == ESP_PAYLOAD_ROWS && p->enc_lo < p->enc_hi && !p->patch) &&
+        !(payload == ESP_PAYLOAD_FEATURES && p->embed))
+        return esp_fail(err, ESP_E_PROTO, "encode of payload %d, which this stage takes from no other",
+                        (int)payload);
+    return push(s, from, msg, err);
+}
+
+static esp_status on_step(struct esp_serve *s, enum esp_source from, struct esp_msg *msg, struct esp_err *err)
+{
+    const struct esp_msg_place *p = &s->place;
+    const struct esp_msg_step *m = &msg->step;
+    uint64_t id = m->id;
+    esp_status st;
+
+    if (from == ESP_FROM_CONTROL && !(m->payload == ESP_PAYLOAD_TOKENS && p->embed))
+        return esp_fail(err, ESP_E_PROTO, "the coordinator's steps go to the first decoder stage, as tokens");
+    if (from == ESP_FROM_DATA && !(m->payload == ESP_PAYLOAD_ROWS && p->dec_lo < p->dec_hi && !p->embed))
+        return esp_fail(err, ESP_E_PROTO, "step of payload %d, which this stage takes from no other",
+                        (int)m->payload);
+    if (m->rows > p->max_rows)
+        return esp_fail(err, ESP_E_PROTO, "%u rows, takes 1..%u", m->rows, p->max_rows);
+    if (id <= s->last_step) /* may skip: a stage before us refused one */
+        return esp_fail(err, ESP_E_PROTO, "step %" PRIu64 " after step %" PRIu64, id, s->last_step);
+    st = push(s, from, msg, err);
+    if (!st)
+        s->last_step = id;
+    return st;
+}
+
+static esp_status on_release(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                             struct esp_err *err)
+{
+    const struct esp_msg_place *p = &s->place;
+
+    if (p->dec_lo == p->dec_hi || p->embed != (from == ESP_FROM_CONTROL))
+        return esp_fail(err, ESP_E_PROTO, "releases come from the coordinator, then down the decoder stages");
+    return push(s, from, msg, err);
+}
+
+/** The conversation. What is not here is refused with ESP_E_PROTO. */
+static const struct rule {
+    enum esp_source from;
+    enum esp_msg_kind kind;
+    unsigned states;
+    bool joined; /* only in a conversation that a Welcome has opened */
+    bool work;   /* of an epoch: an older one is dropped without a word */
+    esp_status (*handle)(struct esp_serve *s, enum esp_source from, struct esp_msg *msg, struct esp_err *err);
+} rules[] = {
+    {ESP_FROM_CONTROL, ESP_MSG_WELCOME, ESP_ANY_STATE, false, false, on_welcome},
+    {ESP_FROM_CONTROL, ESP_MSG_ERROR, ESP_ANY_STATE, false, false, on_error},
+    {ESP_FROM_CONTROL, ESP_MSG_HEARTBEAT, ESP_ANY_STATE, false, false, on_heartbeat},
+    {ESP_FROM_CONTROL, ESP_MSG_BYE, ESP_ANY_STATE, false, false, on_bye},
+    {ESP_FROM_CONTROL, ESP_MSG_PLACE, ESP_ANY_STATE, true, false, on_place},
+    {ESP_FROM_CONTROL, ESP_MSG_ENCODE, ESP_READY, true, true, on_encode},
+    {ESP_FROM_CONTROL, ESP_MSG_STEP, ESP_READY, true, true, on_step},
+    {ESP_FROM_CONTROL, ESP_MSG_RELEASE, ESP_READY, true, true, on_release},
+    {ESP_FROM_DATA, ESP_MSG_ENCODE, ESP_READY, false, true, on_encode},
+    {ESP_FROM_DATA, ESP_MSG_STEP, ESP_READY, false, true, on_step},
+    {ESP_FROM_DATA, ESP_MSG_RELEASE, ESP_READY, false, true, on_release},
+};
+
+/** What a message is about; zeros if it is about no piece of work. */
+static void subject(const struct esp_msg *msg, uint64_t *epoch, uint64_t *step, uint64_t *image)
+{
+    *epoch = *step = *image = 0;
+    if (msg->kind == ESP_MSG_PLACE) {
+        *epoch = msg->place.epoch;
+    } else if (msg->kind == ESP_MSG_ENCODE) {
+        *epoch = msg->encode.epoch;
+        *image = msg->encode.image;
+    } else if (msg->kind == ESP_MSG_STEP) {
+        *epoch = msg->step.epoch;
+        *step = msg->step.id;
+    } else if (msg->kind == ESP_MSG_RELEASE) {
+        *epoch = msg->release.epoch;
+    }
+}
+
+static esp_status dispatch(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                           struct esp_err *err)
+{
+    const struct rule *rule = NULL;
+    uint64_t epoch, step, image;
+
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0] && !rule; i++) {
+        if (rules[i].from == from && rules[i].kind == msg->kind)
+            rule = &rules[i];
+    }
+    if (!rule)
+        return esp_fail(err, ESP_E_PROTO, "a worker takes no %s from %s", esp_msg_name(msg->kind),
+                        from == ESP_FROM_CONTROL ? "the coordinator" : "another stage");
+    subject(msg, &epoch, &step, &image);
+    if (rule->work && epoch < s->epoch)
+        return ESP_OK;
+    if (rule->work && epoch > s->epoch) /* work of an epoch begins only when all of its workers are ready */
+        return esp_fail(err, ESP_E_PROTO, "%s of epoch %" PRIu64 ", placed is %" PRIu64,
+                        esp_msg_name(msg->kind), epoch, s->epoch);
+    if (rule->joined && !s->joined)
+        return esp_fail(err, ESP_E_PROTO, "%s before Welcome", esp_msg_name(msg->kind));
+    if (!(rule->states & s->state))
+        return esp_fail(err, ESP_E_PROTO, "%s while %s", esp_msg_name(msg->kind), state_name(s->state));
+    return rule->handle(s, from, msg, err);
+}
+
+/* ---- reading ---- */
+
+/** True if a line about bad data may still be logged in this second: who can connect could fill the disk
+ * otherwise. */
+static bool may_log(struct esp_serve *s)
+{
+    uint64_t now = esp_now_ns();
+
+    if (now - s->noise_ns >= 1000 * ESP_NS_A_MS) {
+        if (s->n_noise > NOISE_A_SECOND)
+            esp_log(s->log, ESP_LOG_WARN, "bad_messages_unlogged n=%u", s->n_noise - NOISE_A_SECOND);
+        s->noise_ns = now;
+        s->n_noise = 0;
+    }
+    return s->n_noise++ < NOISE_A_SECOND;
+}
+
+/** Takes one message of the coordinator; false: there was none. */
+bool esp_serve_read_control(struct esp_serve *s)
+{
+    struct esp_msg msg;
+    struct esp_err err;
+    uint64_t epoch, step, image;
+    esp_status st = esp_link_recv(s->control.link, NULL, &msg, &err);
+
+    if (st == ESP_E_TIMEOUT)
+        return false;
+    s->heard_ns = esp_now_ns();
+    if (st) {
+        if (may_log(s))
+            esp_log(s->log, ESP_LOG_WARN, "bad_message from=coordinator cause=\"%s\"", err.text);
+        return true;
+    }
+    subject(&msg, &epoch, &step, &image);
+    st = dispatch(s, ESP_FROM_CONTROL, &msg, &err);
+    if (st) {
+        if (may_log(s))
+            esp_log(s->log, ESP_LOG_WARN,
+                    "refused from=coordinator epoch=%" PRIu64 " step=%" PRIu64 " cause=\"%s\"", epoch, step,
+                    err.text);
+        if (epoch == s->epoch && epoch > 0 && msg.kind != ESP_MSG_RELEASE)
+            esp_serve_tell_error(s, st, err.text, step, image);
+    }
+    esp_msg_finish(&msg);
+    return true;
+}
+
+/** Takes one message of another stage, or of whoever found the port; false: there was none. */
+bool esp_serve_read_data(struct esp_serve *s)
+{
+    struct esp_msg msg;
+    struct esp_peer peer;
+    struct esp_err err;
+    char who[64];
+    esp_status st = esp_link_recv(s->data, &peer, &msg, &err);
+
+    if (st == ESP_E_TIMEOUT)
+        return false;
+    if (!st)
+        st = dispatch(s, ESP_FROM_DATA, &msg, &err);
+    /* Logged, not told: a stranger's message must not be able to fail a session by naming its step. */
+    if (st && may_log(s))
+        esp_log(s->log, ESP_LOG_WARN, "refused from=%s epoch=%" PRIu64 " cause=\"%s\"",
+                esp_peer_text(&peer, who, sizeof who), s->epoch, err.text);
+    esp_msg_finish(&msg);
+    return true;
+}

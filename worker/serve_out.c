@@ -1,0 +1,280 @@
+#include "worker/serve_state.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LINGER_MS 500 /* for a last Error or Bye */
+
+/* ---- sending ---- */
+
+/** Sends or keeps. What cannot even be kept fails its step or image, and that is told. */
+static void post(struct esp_serve *s, struct esp_outbox *box, const struct esp_msg *msg,
+                 struct esp_shared *blob, size_t n_bytes, struct esp_work *owner)
+{
+    struct esp_err err;
+    esp_status st;
+    uint64_t step = 0, image = 0;
+
+    if (box == &s->control && !s->joined)
+        return; /* whoever answers next starts the conversation anew */
+    st = esp_outbox_put(box, msg, blob, n_bytes, owner, &err);
+    if (!st)
+        return;
+    esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " send_failed kind=%s cause=\"%s\"", s->epoch,
+            esp_msg_name(msg->kind), err.text);
+    if (owner && owner->msg.kind == ESP_MSG_STEP)
+        step = owner->msg.step.id;
+    else if (owner && owner->msg.kind == ESP_MSG_ENCODE)
+        image = owner->msg.encode.image;
+    if (msg->kind != ESP_MSG_ERROR && (step || image))
+        esp_serve_tell_error(s, st, err.text, step, image);
+}
+
+void esp_serve_tell_error(struct esp_serve *s, esp_status code, const char *text, uint64_t step,
+                          uint64_t image)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_ERROR};
+    struct esp_work *note;
+
+    msg.error.code = code;
+    msg.error.epoch = s->epoch;
+    msg.error.step = step;
+    msg.error.image = image;
+    note = esp_work_create(&msg); /* holds the text while the message waits */
+    if (!note) {
+        esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " step=%" PRIu64 " out_of_memory lost=\"%s\"",
+                s->epoch, step, text);
+        return;
+    }
+    esp_fail(&note->err, code, "%s", text);
+    note->msg.error.text = note->err.text;
+    note->generation = s->generation;
+    note->n_users = 1;
+    post(s, &s->control, &note->msg, NULL, 0, note);
+    esp_work_unref(&note);
+}
+
+/** Takes malloc'ed floats out of *data and sends them with the message. */
+static void post_tensor(struct esp_serve *s, struct esp_outbox *box, const struct esp_msg *msg, float **data,
+                        uint32_t rows, uint32_t width, struct esp_work *owner)
+{
+    struct esp_shared *blob = esp_shared_create(*data);
+
+    if (!blob) {
+        esp_serve_tell_error(s, ESP_E_NOMEM, "out of memory", msg->kind == ESP_MSG_STEP ? msg->step.id : 0,
+                             msg->kind == ESP_MSG_ENCODE ? msg->encode.image : 0);
+        return;
+    }
+    *data = NULL;
+    post(s, box, msg, blob, (size_t)rows * width * sizeof(float), owner);
+    esp_shared_unref(blob);
+}
+
+/* ---- the coordinator ---- */
+
+void esp_serve_hello(struct esp_serve *s)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_HELLO};
+    struct esp_err err;
+    esp_status st;
+
+    /* A new connection each time: it must not carry a second Hello, nor what was meant for an earlier
+     * conversation. */
+    s->hello_ns = esp_now_ns();
+    st = esp_outbox_open(&s->control, s->net, s->opt->name, s->opt->connect, LINGER_MS, &err);
+    if (st) {
+        esp_serve_end(s, st, err.text);
+        return;
+    }
+    msg.hello.name = s->opt->name;
+    msg.hello.device = s->opt->device;
+    msg.hello.endpoint = s->endpoint;
+    memcpy(msg.hello.fingerprint, s->opt->fingerprint, sizeof msg.hello.fingerprint);
+    msg.hello.software = ESP_VERSION;
+    st = esp_outbox_try(&s->control, &msg, &err);
+    if (st == ESP_E_PROTO || st == ESP_E_ARG)
+        esp_serve_end(s, st, err.text); /* our own report makes no sense, and will not the next time */
+    s->asked = !st;
+}
+
+/** The stage stays as it is. The clock says Hello again, at once if the last one was not just now. */
+void esp_serve_lose(struct esp_serve *s, const char *why)
+{
+    esp_log(s->log, ESP_LOG_WARN, "epoch=%" PRIu64 " coordinator_lost why=\"%s\" action=hello", s->epoch,
+            why);
+    s->joined = s->asked = false;
+}
+
+void esp_serve_beat(struct esp_serve *s)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
+    uint64_t n_bytes;
+
+    msg.heartbeat.epoch = s->epoch;
+    esp_runner_load(s->runner, &msg.heartbeat.n_queued, &n_bytes);
+    msg.heartbeat.kv_used_blocks = esp_runner_kv_used(s->runner);
+    s->beat_ns = esp_now_ns();
+    esp_outbox_try(&s->control, &msg,
+                   NULL); /* if its queue is full the coordinator has worse to care about */
+}
+
+/* ---- what the runner hands back ---- */
+
+static void placed(struct esp_serve *s, struct esp_work *w)
+{
+    const struct esp_msg_place *p = &w->msg.place;
+    struct esp_msg msg = {.kind = ESP_MSG_READY};
+
+    if (w->status) {
+        esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " load_failed cause=\"%s\"", s->epoch, w->err.text);
+        s->state = ESP_IDLE;
+        esp_serve_tell_error(s, w->status, w->err.text, 0, 0);
+        return;
+    }
+    if (s->state == ESP_LOADING)
+        s->state = ESP_READY;
+    msg.ready.epoch = p->epoch;
+    msg.ready.weight_bytes = w->info.weight_bytes;
+    msg.ready.kv_bytes = w->info.kv_bytes;
+    msg.ready.scratch_bytes = w->info.scratch_bytes;
+    msg.ready.load_seconds = w->load_seconds;
+    msg.ready.kv_blocks = w->info.kv_blocks;
+    msg.ready.block_tokens = w->info.block_tokens;
+    esp_log(s->log, ESP_LOG_INFO,
+            "epoch=%" PRIu64 " %s encoder=[%u,%u) decoder=[%u,%u) weights_mib=%" PRIu64 " kv_mib=%" PRIu64
+            " scratch_mib=%" PRIu64 " seconds=%.2f",
+            s->epoch, s->state == ESP_SPARE ? "spare" : "ready", p->enc_lo, p->enc_hi, p->dec_lo, p->dec_hi,
+            w->info.weight_bytes >> 20, w->info.kv_bytes >> 20, w->info.scratch_bytes >> 20, w->load_seconds);
+    post(s, &s->control, &msg, NULL, 0, w);
+}
+
+static void send_traces(struct esp_serve *s, struct esp_work *w, uint64_t step, uint64_t image)
+{
+    for (uint32_t i = 0; i < w->out.n_traces; i++) {
+        struct esp_stage_trace *t = &w->out.traces[i];
+        struct esp_msg msg = {.kind = ESP_MSG_TRACE};
+
+        msg.trace.epoch = s->epoch;
+        msg.trace.step = step;
+        msg.trace.image = image;
+        msg.trace.name = t->name;
+        msg.trace.rows = t->rows;
+        msg.trace.width = t->width;
+        post_tensor(s, &s->control, &msg, &t->data, t->rows, t->width, w);
+    }
+}
+
+static void encoded(struct esp_serve *s, struct esp_work *w)
+{
+    const struct esp_msg_encode *m = &w->msg.encode;
+    struct esp_msg msg = {0};
+
+    if (w->status) {
+        esp_log(s->log, ESP_LOG_WARN, "epoch=%" PRIu64 " image=%" PRIu64 " encode_failed cause=\"%s\"",
+                s->epoch, m->image, w->err.text);
+        esp_serve_tell_error(s, w->status, w->err.text, 0, m->image);
+        return;
+    }
+    send_traces(s, w, 0, m->image);
+    if (w->stored) {
+        msg.kind = ESP_MSG_STORED;
+        msg.stored.epoch = m->epoch;
+        msg.stored.image = m->image;
+        msg.stored.n_times = w->times ? w->n_times : m->n_times;
+        msg.stored.times = w->times ? w->times : m->times;
+        post(s, &s->control, &msg, NULL, 0, w);
+        return;
+    }
+    msg.kind = ESP_MSG_ENCODE;
+    msg.encode = *m;
+    msg.encode.payload = w->out.payload;
+    msg.encode.rows = w->out.n_rows;
+    msg.encode.width = w->out.width;
+    msg.encode.n_times = w->times ? w->n_times : m->n_times;
+    msg.encode.times = w->times ? w->times : m->times;
+    post_tensor(s, w->out.payload == ESP_PAYLOAD_FEATURES ? &s->features : &s->next_enc, &msg, &w->out.rows,
+                w->out.n_rows, w->out.width, w);
+}
+
+static void stepped(struct esp_serve *s, struct esp_work *w)
+{
+    const struct esp_msg_step *m = &w->msg.step;
+    const struct esp_stage_time *times = w->times ? w->times : m->times;
+    uint32_t n_times = w->times ? w->n_times : m->n_times;
+    struct esp_msg msg = {0};
+
+    if (w->status) {
+        esp_log(s->log, ESP_LOG_WARN, "epoch=%" PRIu64 " step=%" PRIu64 " step_failed cause=\"%s\"", s->epoch,
+                m->id, w->err.text);
+        esp_serve_tell_error(s, w->status, w->err.text, m->id, 0);
+        if (m->n_free > 0 &&
+            s->next_dec.link) { /* the step ends here, but others are to forget what we forgot */
+            msg.kind = ESP_MSG_RELEASE;
+            msg.release.epoch = m->epoch;
+            msg.release.n_seqs = m->n_free;
+            msg.release.seqs = m->free;
+            post(s, &s->next_dec, &msg, NULL, 0, w);
+        }
+        return;
+    }
+    send_traces(s, w, m->id, 0);
+    if (s->place.head) {
+        msg.kind = ESP_MSG_RESULT;
+        msg.result.epoch = m->epoch;
+        msg.result.step = m->id;
+        msg.result.n_rows = w->out.n_results;
+        msg.result.rows = w->out.results;
+        msg.result.n_full = w->out.n_full;
+        msg.result.vocab = w->out.vocab;
+        msg.result.n_times = n_times;
+        msg.result.times = times;
+        if (w->out.n_full > 0)
+            post_tensor(s, &s->control, &msg, &w->out.full, w->out.n_full, w->out.vocab, w);
+        else
+            post(s, &s->control, &msg, NULL, 0, w);
+        return;
+    }
+    msg.kind = ESP_MSG_STEP;
+    msg.step = *m;
+    msg.step.payload = ESP_PAYLOAD_ROWS;
+    msg.step.rows = w->out.n_rows;
+    msg.step.width = w->out.width;
+    msg.step.n_times = n_times;
+    msg.step.times = times;
+    post_tensor(s, &s->next_dec, &msg, &w->out.rows, w->out.n_rows, w->out.width, w);
+}
+
+static void released(struct esp_serve *s, struct esp_work *w)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_RELEASE};
+
+    if (!s->next_dec.link)
+        return;
+    msg.release = w->msg.release;
+    post(s, &s->next_dec, &msg, NULL, 0, w);
+}
+
+void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
+{
+    w->n_users = 1;
+    if (w->generation != s->generation) {
+        esp_log(s->log, ESP_LOG_DEBUG, "epoch=%" PRIu64 " stale kind=%s", s->epoch,
+                esp_msg_name(w->msg.kind));
+        if (w->status == ESP_E_DEVICE)
+            esp_serve_tell_error(s, w->status, w->err.text, 0, 0);
+    } else if (w->msg.kind == ESP_MSG_PLACE) {
+        placed(s, w);
+    } else if (w->msg.kind == ESP_MSG_ENCODE) {
+        encoded(s, w);
+    } else if (w->msg.kind == ESP_MSG_STEP) {
+        stepped(s, w);
+    } else if (w->msg.kind == ESP_MSG_RELEASE) {
+        released(s, w);
+    } else if (w->msg.kind == ESP_MSG_LOADING && s->joined) {
+        esp_outbox_try(&s->control, &w->msg, NULL); /* another one follows */
+    }
+    if (w->status == ESP_E_DEVICE) /* nothing this process computes from here on could be trusted */
+        esp_serve_end(s, ESP_E_DEVICE, w->err.text);
+    esp_work_unref(&w);
+}

@@ -1,0 +1,83 @@
+/**
+ * What the parts of a worker's conversation share: serve.c (loop and clock), serve_in.c (what others say),
+ * serve_out.c (what we say). For these three alone; everything here belongs to the net thread.
+ */
+#ifndef ESP_WORKER_SERVE_STATE_H
+#define ESP_WORKER_SERVE_STATE_H
+
+#include "proto/link.h"
+#include "worker/outbox.h"
+#include "worker/runner.h"
+#include "worker/serve.h"
+
+#define ESP_NS_A_MS UINT64_C(1000000)
+
+enum esp_source { ESP_FROM_CONTROL, ESP_FROM_DATA };
+
+enum esp_state {
+    ESP_IDLE = 1,    /* nothing placed, or the placement failed */
+    ESP_LOADING = 2, /* the runner is at it */
+    ESP_READY = 4,
+    ESP_SPARE = 8,
+    ESP_ANY_STATE = 15
+};
+
+struct esp_serve {
+    const struct esp_worker_options *opt;
+    const struct esp_log *log;
+    struct esp_net *net;
+    struct esp_outbox control, next_enc, features, next_dec;
+    struct esp_link *data;
+    char endpoint[ESP_MAX_ENDPOINT + 1]; /* the data link's, as others see it */
+    struct esp_runner *runner;
+
+    bool asked;  /* a Hello is out and has no answer */
+    bool joined; /* welcomed, and the coordinator not silent since */
+    bool known;  /* was joined once */
+    bool fresh;  /* no Place since the Welcome: any epoch goes */
+    uint64_t heartbeat_ns, timeout_ns;
+    uint64_t heard_ns, hello_ns, beat_ns;
+
+    enum esp_state state;
+    uint64_t epoch, generation;
+    uint64_t last_step;
+    struct esp_msg_place place; /* the present one; its strings are not kept (NULL) */
+    bool store_here;            /* features go to this very worker */
+
+    bool end;
+    esp_status end_status;
+    struct esp_err end_err;
+
+    uint64_t noise_ns; /* start of the second that n_noise counts in */
+    uint32_t n_noise;
+};
+
+/** The conversation ends with this status after the present round; the first call decides. */
+void esp_serve_end(struct esp_serve *s, esp_status status, const char *text);
+
+/* ---- serve_out.c ---- */
+
+/** Dials the coordinator, anew if need be, and says Hello. */
+void esp_serve_hello(struct esp_serve *s);
+void esp_serve_beat(struct esp_serve *s);
+
+/** The coordinator is gone or knows us no more. The stage stays as it is; the clock says Hello again. */
+void esp_serve_lose(struct esp_serve *s, const char *why);
+
+/** Error to the coordinator, of the present epoch; step and image 0: the placement failed. */
+void esp_serve_tell_error(struct esp_serve *s, esp_status code, const char *text, uint64_t step,
+                          uint64_t image);
+
+/** Sends on what the runner hands back, and destroys it once that has left. */
+void esp_serve_finish(struct esp_serve *s, struct esp_work *work);
+
+/* ---- serve_in.c ---- */
+
+/** Whether work from there may be queued. */
+bool esp_serve_has_room(struct esp_serve *s, enum esp_source from);
+
+/** Takes one message; false: there was none. */
+bool esp_serve_read_control(struct esp_serve *s);
+bool esp_serve_read_data(struct esp_serve *s);
+
+#endif

@@ -15,10 +15,10 @@
 #define MODEL_IS                                                                                             \
     "a Hugging Face directory, as 'huggingface-cli download google/paligemma-3b-mix-224' leaves it"
 
-/* The coordinator's defaults: what is larger is asked for. */
-#define DEFAULT_CONTEXT    2048
-#define DEFAULT_MAX_IMAGES 16
-#define CONTEXT_STEP       256
+/* Room for one request and little more: a coordinator's own default is for several. */
+#define LEAST_CONTEXT    2048
+#define CONTEXT_STEP     256
+#define CONTEXTS_BY_SELF 4 /* a coordinator's default of --kv-tokens, in contexts */
 
 void esp_where_args(struct esp_where *where, struct esp_arg args[ESP_N_CLUSTER_ARGS])
 {
@@ -339,17 +339,17 @@ static esp_status start_here(struct esp_ask *ask, const struct esp_msg_request *
     uint64_t n_seqs = r->sampling.beams > 1     ? r->sampling.beams
                       : r->sampling.best_of > 1 ? r->sampling.best_of
                                                 : 1;
+    uint64_t kv;
 
     esp_where_embed_options(&ask->where, ask->verbose, &options);
-    if (!ask->where.context_given && need > DEFAULT_CONTEXT && need <= UINT32_MAX)
-        options.context = (uint32_t)need;
-    if (ask->where.kv_tokens == 0 && n_seqs > 1) { /* the prefix is shared, the rest is each one's own */
-        uint64_t context = options.context ? options.context : DEFAULT_CONTEXT;
-        uint64_t kv = context + n_seqs * (r->max_tokens + CONTEXT_STEP);
-        options.kv_tokens = kv <= UINT32_MAX ? (uint32_t)kv : 0;
-    }
-    if (r->n_images > DEFAULT_MAX_IMAGES)
-        options.max_images = r->n_images;
+    if (options.context == 0)
+        options.context = need <= LEAST_CONTEXT  ? LEAST_CONTEXT
+                          : need <= ESP_MAX_ROWS ? (uint32_t)need
+                                                 : ESP_MAX_ROWS;
+    /* The prefix is shared, the rest is each sequence's own. */
+    kv = options.context + n_seqs * (r->max_tokens + CONTEXT_STEP);
+    if (options.kv_tokens == 0 && n_seqs > 1 && kv > (uint64_t)CONTEXTS_BY_SELF * options.context)
+        options.kv_tokens = kv <= UINT32_MAX ? (uint32_t)kv : UINT32_MAX;
     return esp_embed_start(&ask->embed, &options, &ask->term, err);
 }
 

@@ -6,7 +6,7 @@
 #include "cli/signals.h"
 
 #define ANSWER_MS 10000 /* a coordinator elsewhere that is asked for its status answers within this */
-#define QUIET_MS  10000 /* silence after which it is asked again */
+#define QUIET_MS  6000  /* silence after which it is asked: it tells something every 2 s */
 #define CANCEL_MS 2000  /* for a cancelled request to end */
 
 struct esp_client {
@@ -39,7 +39,7 @@ esp_status esp_client_create(struct esp_client **out, const char *endpoint, stru
                              struct esp_term *term, struct esp_err *err)
 {
     esp_status st = ESP_OK;
-    struct esp_link_options options = {.type = ESP_LINK_DIAL};
+    struct esp_link_options options = {.type = ESP_LINK_DIAL, .hwm = 1024}; /* a trace is many messages */
     struct esp_client *client = calloc(1, sizeof *client);
 
     *out = NULL;
@@ -188,6 +188,7 @@ struct asking {
     const struct esp_client_hooks *hooks;
     struct esp_reply *reply;
     uint64_t id;
+    uint64_t probe; /* number of the status query that is out; 0: none */
     uint32_t n_tokens;
     bool ended;
 };
@@ -230,8 +231,14 @@ static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err 
     const struct esp_client_hooks *hooks = ask->hooks;
     struct esp_msg *m = *msg;
 
+    if (m->kind == ESP_MSG_STATUS && ask->probe && m->status.id == ask->probe && m->status.n_sessions == 0 &&
+        m->status.n_queued == 0) {
+        ask->ended = true;
+        return esp_fail(err, ESP_E_CLOSED, "%s no longer knows this request; was the coordinator restarted?",
+                        ask->client->endpoint);
+    }
     if (!is_ours(ask, m))
-        return ESP_OK; /* status answers, the tail of an earlier request */
+        return ESP_OK; /* other status answers, the tail of an earlier request */
     switch (m->kind) {
     case ESP_MSG_ACCEPTED:
         if (ask->reply->accepted)
@@ -299,7 +306,6 @@ esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, stru
     esp_status st = ESP_OK;
     struct asking ask = {.client = client, .hooks = hooks, .reply = out};
     struct esp_msg query;
-    bool probing = false; /* a status query is out, unanswered */
     int64_t until = -1;
 
     memset(out, 0, sizeof *out);
@@ -319,18 +325,17 @@ esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, stru
             break;
         }
         if (!client->embed)
-            until = esp_now_ms() + (probing ? ANSWER_MS : QUIET_MS);
+            until = esp_now_ms() + (ask.probe ? ANSWER_MS : QUIET_MS);
         st = next(client, msg, until, err);
         if (st == ESP_OK) {
-            probing = false;
             st = heed(&ask, &msg, err);
+            ask.probe = 0;
             if (msg)
                 esp_msg_finish(msg);
-        } else if (st == ESP_E_TIMEOUT && !probing) {
+        } else if (st == ESP_E_TIMEOUT && !ask.probe) {
             memset(&query, 0, sizeof query);
             query.kind = ESP_MSG_STATUS_QUERY;
-            query.status_query.id = ++client->last_id;
-            probing = true;
+            query.status_query.id = ask.probe = ++client->last_id;
             st = esp_link_send(client->link, NULL, &query, err);
         }
         free(msg);

@@ -232,7 +232,6 @@ static esp_status start_coordinator(struct esp_embed *embed, const struct esp_em
     add_number(&a, "--workers", o->n_workers);
     add_number(&a, "--context", o->context);
     add_number(&a, "--kv-tokens", o->kv_tokens);
-    add_number(&a, "--max-images", o->max_images);
     if (o->split)
         add(&a, "--split", o->split);
     if (o->final_softcap)

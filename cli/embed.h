@@ -25,9 +25,8 @@ struct esp_embed_options {
     const struct esp_texts *devices; /* worker i gets number i modulo n; n 0: each chooses for itself */
     const char *bind;                /* the coordinator's endpoint; NULL: in the private directory */
     const char *split;               /* passed on to the coordinator; NULL: placed by measurement */
-    uint32_t context;                /* tokens; 0: the coordinator's default, as for the next two */
-    uint32_t kv_tokens, max_images;
-    uint32_t memory_mib; /* of each worker; 0: what its device offers */
+    uint32_t context, kv_tokens;     /* tokens; 0: the coordinator's default */
+    uint32_t memory_mib;             /* of each worker; 0: what its device offers */
     bool final_softcap, insecure;
     unsigned verbose; /* children's log: 0 warn, 1 info, 2 debug, 3 trace */
 };

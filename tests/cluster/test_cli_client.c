@@ -634,6 +634,26 @@ static void test_token_out_of_order(void **state)
     child_finish(&c);
 }
 
+/* Accepts, and from then on is another coordinator, which was asked nothing. */
+static void forget(struct script *s, struct child *c, const struct esp_peer *from, const struct esp_msg *msg)
+{
+    struct fake *f = s->self;
+
+    if (is_request(f, from, msg))
+        tell_accepted(f);
+}
+
+static void test_restarted_coordinator(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = forget;
+    ask(&c, f, (const char *[]){"run", "caption en", NULL});
+    child_expect(&c, "restarted", 1, "no longer knows this request", "");
+    child_finish(&c);
+}
+
 /* Ctrl-C once tokens come. `answers`: whether the coordinator ends the request when it is told. */
 static bool answers;
 
@@ -712,12 +732,19 @@ static void test_closed_stdout(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_request),       TEST(test_prompt_from_stdin),
-        TEST(test_stream),        TEST(test_json),
-        TEST(test_json_beams),    TEST(test_beams_are_printed_at_the_end),
-        TEST(test_score),         TEST(test_status),
-        TEST(test_trace),         TEST(test_token_out_of_order),
-        TEST(test_interrupt),     TEST(test_interrupt_twice),
+        TEST(test_request),
+        TEST(test_prompt_from_stdin),
+        TEST(test_stream),
+        TEST(test_json),
+        TEST(test_json_beams),
+        TEST(test_beams_are_printed_at_the_end),
+        TEST(test_score),
+        TEST(test_status),
+        TEST(test_trace),
+        TEST(test_token_out_of_order),
+        TEST(test_restarted_coordinator),
+        TEST(test_interrupt),
+        TEST(test_interrupt_twice),
         TEST(test_closed_stdout),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

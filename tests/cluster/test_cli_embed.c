@@ -275,7 +275,8 @@ static void test_defaults(void **state)
     expect_nothing_left(p, 3, true);
     assert_non_null(strstr(arguments(p, "coordinator"), " --workers 2 "));
     assert_non_null(strstr(arguments(p, "coordinator"), " --log-level warn "));
-    assert_null(strstr(arguments(p, "coordinator"), "--context"));
+    assert_non_null(strstr(arguments(p, "coordinator"), " --context 2048 "));
+    assert_null(strstr(arguments(p, "coordinator"), "--kv-tokens"));
     assert_null(strstr(arguments(p, "w0"), "--device"));
     child_finish(&c);
 }

@@ -498,15 +498,6 @@ esp_status esp_check_accepted(const struct esp_msg *msg, struct esp_err *err)
     return no_frames(msg, err);
 }
 
-esp_status esp_check_waiting(const struct esp_msg *msg, struct esp_err *err)
-{
-    const struct esp_msg_waiting *m = &msg->waiting;
-
-    if (m->total > 0 && m->done > m->total) /* total 0: nobody knows */
-        return bad(err, "%llu done of %llu", (unsigned long long)m->done, (unsigned long long)m->total);
-    return no_frames(msg, err);
-}
-
 static esp_status check_hypothesis(const struct esp_hypothesis *h, struct esp_err *err)
 {
     if (h->n_logprobs != h->n_ids && h->n_logprobs != h->n_ids + 1)
@@ -537,7 +528,7 @@ esp_status esp_check_done(const struct esp_msg *msg, struct esp_err *err)
 
 esp_status esp_check_status(const struct esp_msg *msg, struct esp_err *err)
 {
-    static const char *const states[] = {"joining", "loading", "ready", "spare"};
+    static const char *const states[] = {"joining", "loading", "ready", "spare", "failed"};
     const struct esp_msg_status *m = &msg->status;
 
     for (uint32_t i = 0; i < m->n_workers; i++) {

@@ -460,7 +460,7 @@ static const struct esp_wire_kind kinds[] = {
     KIND(TRACE, trace, esp_check_trace),
     KIND(REQUEST, request, esp_check_request),
     KIND(ACCEPTED, accepted, esp_check_accepted),
-    KIND(WAITING, waiting, esp_check_waiting),
+    KIND(WAITING, waiting, esp_check_plain),
     KIND(TOKEN, token, esp_check_plain),
     KIND(DONE, done, esp_check_done),
     KIND(CANCEL, cancel, esp_check_plain),

@@ -98,7 +98,6 @@ esp_status esp_check_result(const struct esp_msg *msg, struct esp_err *err);
 esp_status esp_check_trace(const struct esp_msg *msg, struct esp_err *err);
 esp_status esp_check_request(const struct esp_msg *msg, struct esp_err *err);
 esp_status esp_check_accepted(const struct esp_msg *msg, struct esp_err *err);
-esp_status esp_check_waiting(const struct esp_msg *msg, struct esp_err *err);
 esp_status esp_check_done(const struct esp_msg *msg, struct esp_err *err);
 esp_status esp_check_status(const struct esp_msg *msg, struct esp_err *err);
 

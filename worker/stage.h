@@ -32,10 +32,12 @@ typedef void (*esp_load_progress)(void *arg, uint64_t done_bytes, uint64_t total
 
 /**
  * Loads the weights of `spec`'s layers from the checkpoint onto the device, plans and allocates KV cache and
- * scratch, creates pipelines. The plan is checked against the device's memory budget before anything is taken.
+ * scratch, creates pipelines. The plan is checked against the device's memory budget before anything is
+ * taken.
  *
  * @param vk, ck  borrowed for the stage's life
- * Errors: ESP_E_ARG (spec contradicts the model), ESP_E_NOMEM (names what was needed and what there is), ESP_E_DEVICE.
+ * Errors: ESP_E_ARG (spec contradicts the model), ESP_E_NOMEM (names what was needed and what there is),
+ * ESP_E_DEVICE.
  */
 esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
                             const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
@@ -57,7 +59,8 @@ struct esp_stage_trace {
     float *data; /* f32[rows, width], malloc'ed */
 };
 
-/** What a call produced. Everything is malloc'ed and freed by esp_stage_out_finish, or taken by setting it to NULL. */
+/** What a call produced. Everything is malloc'ed and freed by esp_stage_out_finish, or taken by setting it to
+ * NULL. */
 struct esp_stage_out {
     float *rows; /* f32[n_rows, width]: for the next stage; NULL on the last decoder stage */
     uint32_t n_rows, width;
@@ -85,19 +88,20 @@ void esp_stage_out_finish(struct esp_stage_out *out);
 esp_status esp_stage_encode(struct esp_stage *stage, const struct esp_msg_encode *msg, const void *data,
                             struct esp_stage_out *out, struct esp_err *err);
 
-/** First decoder stage: keeps a picture's features, f32[N, D], until released. Replaces an older one of that id. */
+/** First decoder stage: keeps a picture's features, f32[N, D], until released. Replaces an older one of that
+ * id. */
 esp_status esp_stage_store(struct esp_stage *stage, const struct esp_msg_encode *msg, const void *data,
                            struct esp_err *err);
 
 /**
  * Runs this stage's decoder layers over a step's rows: frees, forks, then appends every row's K and V to its
- * sequence and attends. Row r of a sequence at position p attends to [0, n_prefix) if p < n_prefix, else to [0, p]
- * (less what a sliding window cuts off). A prefix therefore comes whole, in the step with pos 0.
+ * sequence and attends. Row r of a sequence at position p attends to [0, n_prefix) if p < n_prefix, else to
+ * [0, p] (less what a sliding window cuts off). A prefix therefore comes whole, in the step with pos 0.
  *
  * A sequence is born by its first rows at pos 0 or by a fork.
- * Errors: ESP_E_PROTO (unknown sequence, wrong position, a prefix in parts, missing image, rows over the limit, id
- * outside of the vocabulary), ESP_E_LIMIT (KV cache full), ESP_E_DEVICE. Frees and forks of a refused step are
- * still done; none of its rows is.
+ * Errors: ESP_E_PROTO (unknown sequence, wrong position, a prefix in parts, missing image, rows over the
+ * limit, id outside of the vocabulary), ESP_E_LIMIT (KV cache full), ESP_E_DEVICE. Frees and forks of a
+ * refused step are still done; none of its rows is.
  */
 esp_status esp_stage_step(struct esp_stage *stage, const struct esp_msg_step *msg, const void *data,
                           struct esp_stage_out *out, struct esp_err *err);

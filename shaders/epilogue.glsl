@@ -1,0 +1,19 @@
+// What becomes of a finished sum of a product; EPI is one of ESP_EPI_* (push.h), p an esp_push_matmul.
+// ESP_EPI_GEGLU pairs two columns, so its kernels call put themselves.
+void put(const uint row, const uint group, const uint r, const float v)
+{
+    p.act.at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r] = v;
+}
+
+void finish(const uint row, const uint group, const uint r, float v)
+{
+    if (p.bias != ESP_NONE)
+        v += p.vec.at[p.bias + group * 8 + r];
+    if (EPI == ESP_EPI_GELU)
+        v = esp_gelu(v);
+    else if (EPI == ESP_EPI_ADD)
+        v += p.act.at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r];
+    else if (EPI == ESP_EPI_SOFTCAP)
+        v = p.cap * esp_tanh(v / p.cap);
+    put(row, group, r, v);
+}

@@ -1,0 +1,43 @@
+/**
+ * A model cut into stages in one process, on one device: what the golden and engine tests drive.
+ */
+#ifndef ESP_TESTS_SUPPORT_CHAIN_H
+#define ESP_TESTS_SUPPORT_CHAIN_H
+
+#include "worker/stage.h"
+#include "worker/vk_device.h"
+
+#define ESP_CHAIN_MAX 64
+
+struct esp_chain {
+    const struct esp_checkpoint *ck;
+    uint32_t n;
+    struct esp_stage *stage[ESP_CHAIN_MAX];
+    uint64_t next_id;
+};
+
+/** Layers of each stage: n_enc[i] encoder and n_dec[i] decoder layers, in order; they sum to the model's.
+ * Exits on failure. */
+void esp_chain_open(struct esp_chain *out, struct esp_vk *vk, const struct esp_checkpoint *ck, uint32_t n,
+                    const uint32_t *n_enc, const uint32_t *n_dec, uint32_t max_rows);
+void esp_chain_close(struct esp_chain *chain);
+
+/** Called with every trace of every stage. NULL: no tracing. */
+typedef void (*esp_chain_seen)(void *arg, const struct esp_stage_trace *trace);
+
+/** Pixels f32[C,S,S] through the encoder; the features are stored as `image`. */
+void esp_chain_encode(struct esp_chain *chain, uint64_t image, const float *pixels, esp_chain_seen seen,
+                      void *arg);
+
+/** A step through the decoder. `out` is the last stage's: finish it. */
+void esp_chain_step(struct esp_chain *chain, const struct esp_msg_step *step, const int32_t *ids,
+                    struct esp_stage_out *out, esp_chain_seen seen, void *arg);
+
+/** One sequence's rows, candidates k and full logits wanted of the last n_want rows. */
+void esp_chain_seq(struct esp_chain *chain, const struct esp_seq_rows *seq, const int32_t *ids, uint32_t k,
+                   uint32_t n_want, struct esp_stage_out *out, esp_chain_seen seen, void *arg);
+
+/** Exits with the message of a failed call. */
+void esp_must(esp_status st, const struct esp_err *err);
+
+#endif

@@ -1,0 +1,47 @@
+/**
+ * A step as the words that kernels read: row records, attention tiles, block tables, wants, block copies and
+ * workgroup counts (layout: shaders/push.h). Pure host code over a mapped buffer; the caller knows that the
+ * counts fit what the batch was made for.
+ */
+#ifndef ESP_WORKER_BATCH_H
+#define ESP_WORKER_BATCH_H
+
+#include "proto/wire.h"
+#include "worker/ops.h"
+
+struct esp_batch {
+    uint32_t *words;                             /* the step buffer */
+    uint32_t rows, tiles, wants, copies, tables; /* where each region begins */
+    uint32_t n_table;                            /* table words used so far */
+    uint32_t count[ESP_N_COUNT];
+};
+
+/** Words that a step buffer for so much at once must have. */
+size_t esp_batch_n_words(uint32_t max_rows, uint32_t max_copies, uint32_t max_table);
+
+/** Lays the regions out over `words`; once a buffer. */
+void esp_batch_init(struct esp_batch *b, uint32_t *words, uint32_t max_rows, uint32_t max_copies);
+
+/** Forgets the last step. */
+void esp_batch_begin(struct esp_batch *b);
+
+/** A sequence's block table; returns the word it begins at. */
+uint32_t esp_batch_table(struct esp_batch *b, const uint32_t *blocks, uint32_t n_blocks);
+
+/** Next row. Row i of a sequence at position pos goes to slot blocks[pos / ESP_KV_BLOCK] and sees [lo, hi).
+ */
+void esp_batch_row(struct esp_batch *b, uint32_t src, uint32_t pos, uint32_t hi, uint32_t lo_win,
+                   uint32_t slot);
+
+/** Cuts rows [row, row + n) of one sequence into tiles of up to per_tile. */
+void esp_batch_tiles(struct esp_batch *b, uint32_t row, uint32_t n, uint32_t table, uint32_t per_tile);
+
+void esp_batch_copy(struct esp_batch *b, uint32_t from, uint32_t to);
+
+/** Replaces the wants: n <= ESP_HEAD_ROWS. */
+void esp_batch_wants(struct esp_batch *b, const struct esp_want *wants, uint32_t n);
+
+/** Writes header and workgroup counts: after this the device may look. */
+void esp_batch_seal(struct esp_batch *b, const struct esp_grids *grids);
+
+#endif

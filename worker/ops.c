@@ -1,0 +1,393 @@
+#include "worker/ops.h"
+
+#include <string.h>
+
+#include "worker/vk_cmd.h"
+#include "worker/vk_pipe.h"
+
+#define MAX_GROUPS 65535u /* workgroups in one axis: what every device guarantees */
+
+#define CHECK_PUSH(s) _Static_assert(sizeof(struct s) <= ESP_PUSH_MAX, #s)
+CHECK_PUSH(esp_push_matmul);
+CHECK_PUSH(esp_push_norm);
+CHECK_PUSH(esp_push_rope);
+CHECK_PUSH(esp_push_attention);
+CHECK_PUSH(esp_push_embed);
+CHECK_PUSH(esp_push_io);
+CHECK_PUSH(esp_push_im2col);
+CHECK_PUSH(esp_push_add);
+CHECK_PUSH(esp_push_topk);
+CHECK_PUSH(esp_push_kv_copy);
+
+esp_status esp_space_bind(struct esp_space *sp, struct esp_err *err)
+{
+    const uint32_t n = sp->n_chunk;
+    VkDescriptorPoolSize size = {.type = VK_DESCRIPTOR_TYPE_STORAGE_TEXEL_BUFFER, .descriptorCount = 3 * n};
+    VkDescriptorPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO,
+                                       .maxSets = n,
+                                       .poolSizeCount = 1,
+                                       .pPoolSizes = &size};
+    VkDescriptorSetLayout layout = esp_pipe_set_layout(sp->vk);
+    VkDescriptorSetAllocateInfo alloc = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO,
+                                         .descriptorSetCount = 1,
+                                         .pSetLayouts = &layout};
+    esp_status st;
+
+    if (sp->vk->cls != ESP_VK_TEXEL)
+        return ESP_OK;
+    st = esp_vk_check(vkCreateDescriptorPool(sp->vk->dev, &pool, NULL, &sp->pool), "vkCreateDescriptorPool",
+                      err);
+    alloc.descriptorPool = sp->pool;
+    for (uint32_t c = 0; !st && c < n; c++) {
+        const VkBufferView views[3] = {sp->chunk[c].view, sp->act.view, sp->kv.view};
+        VkWriteDescriptorSet write = {.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
+                                      .descriptorCount = 1,
+                                      .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_TEXEL_BUFFER};
+        st = esp_vk_check(vkAllocateDescriptorSets(sp->vk->dev, &alloc, &sp->set[c]),
+                          "vkAllocateDescriptorSets", err);
+        for (uint32_t i = 0; !st && i < 3; i++) {
+            write.dstSet = sp->set[c];
+            write.dstBinding = i;
+            write.pTexelBufferView = &views[i];
+            vkUpdateDescriptorSets(sp->vk->dev, 1, &write, 0, NULL);
+        }
+    }
+    return st;
+}
+
+void esp_space_finish(struct esp_space *sp)
+{
+    struct esp_vk *vk = sp->vk;
+
+    if (!vk)
+        return;
+    esp_profile_destroy(&sp->profile);
+    if (sp->pool)
+        vkDestroyDescriptorPool(vk->dev, sp->pool, NULL);
+    for (uint32_t i = 0; i < sp->n_chunk; i++)
+        esp_buf_destroy(&sp->chunk[i], vk);
+    esp_buf_destroy(&sp->vec, vk);
+    esp_buf_destroy(&sp->act, vk);
+    esp_buf_destroy(&sp->kv, vk);
+    esp_buf_destroy(&sp->step, vk);
+    esp_buf_destroy(&sp->in, vk);
+    esp_buf_destroy(&sp->out, vk);
+    memset(sp, 0, sizeof *sp);
+}
+
+void esp_grids_write(const struct esp_grids *grids, const uint32_t count[ESP_N_COUNT], uint32_t *words)
+{
+    for (uint32_t i = 0; i < grids->n; i++) {
+        const struct esp_grid *g = &grids->grid[i];
+        uint32_t *to = words + ESP_STEP_GRIDS + i * ESP_STEP_GRID;
+        memcpy(to, g->dims, sizeof g->dims);
+        to[g->axis] = (count[g->count] + g->div - 1) / g->div;
+    }
+}
+
+/* The step buffer's slot of a grid, shared by all dispatches that have the same. */
+static uint32_t grid_slot(struct esp_rec *rec, const struct esp_grid *want)
+{
+    struct esp_grids *gs = rec->grids;
+
+    for (uint32_t i = 0; i < gs->n; i++)
+        if (memcmp(&gs->grid[i], want, sizeof *want) == 0)
+            return i;
+    if (gs->n == ESP_STEP_N_GRIDS) {
+        rec->st = esp_fail(rec->err, ESP_E_INTERNAL, "more than %d kinds of dispatch", ESP_STEP_N_GRIDS);
+        return 0;
+    }
+    gs->grid[gs->n] = *want;
+    return gs->n++;
+}
+
+/* A dispatch to be: what varies from operation to operation. */
+struct launch {
+    const struct esp_kernel_code *code;
+    const uint32_t *spec;
+    uint32_t n_spec;
+    const void *push;
+    uint32_t push_bytes;
+    uint32_t chunk;
+    struct esp_grid grid;
+};
+
+static void launch(struct esp_rec *rec, const struct launch *l)
+{
+    struct esp_space *sp = rec->space;
+    VkPipeline pipe;
+    uint32_t slot;
+
+    if (rec->st)
+        return;
+    for (uint32_t i = 0; i < 3; i++) {
+        if (i != l->grid.axis && (l->grid.dims[i] == 0 || l->grid.dims[i] > MAX_GROUPS)) {
+            rec->st = esp_fail(rec->err, ESP_E_UNSUPPORTED,
+                               "%u workgroups in one axis: the model is too wide", l->grid.dims[i]);
+            return;
+        }
+    }
+    rec->st = esp_pipe_get(&pipe, sp->vk, l->code, l->spec, l->n_spec, rec->err);
+    if (rec->st)
+        return;
+    slot = grid_slot(rec, &l->grid);
+    if (rec->st)
+        return;
+    esp_cmd_barrier(rec->cmd); /* every operation reads what the one before wrote */
+    vkCmdBindPipeline(rec->cmd, VK_PIPELINE_BIND_POINT_COMPUTE, pipe);
+    if (sp->vk->cls == ESP_VK_TEXEL)
+        vkCmdBindDescriptorSets(rec->cmd, VK_PIPELINE_BIND_POINT_COMPUTE, esp_pipe_layout(sp->vk), 0, 1,
+                                &sp->set[l->chunk], 0, NULL);
+    vkCmdPushConstants(rec->cmd, esp_pipe_layout(sp->vk), VK_SHADER_STAGE_COMPUTE_BIT, 0, l->push_bytes,
+                       l->push);
+    esp_profile_begin(sp->profile, rec->cmd, l->code->name);
+    vkCmdDispatchIndirect(rec->cmd, sp->step.buf, (ESP_STEP_GRIDS + (VkDeviceSize)slot * ESP_STEP_GRID) * 4);
+    esp_profile_end(sp->profile, rec->cmd);
+}
+
+/* The addresses every push structure begins with. */
+#define HEAD(rec, chunk_)                                                                                    \
+    .step = (rec)->space->step.addr, .act = (rec)->space->act.addr, .w = (rec)->space->chunk[chunk_].addr,   \
+    .vec = (rec)->space->vec.addr, .kv = (rec)->space->kv.addr
+
+static const struct esp_kernel_code *find(const struct esp_rec *rec, enum esp_kernel k, enum esp_dtype dtype)
+{
+    return esp_kernel_find(k, rec->space->vk->cls, dtype);
+}
+
+static uint32_t count_word(enum esp_count count)
+{
+    return count == ESP_COUNT_WANTS ? ESP_STEP_N_WANTS : ESP_STEP_N_ROWS;
+}
+
+static uint32_t div_up(uint32_t a, uint32_t b)
+{
+    return (a + b - 1) / b;
+}
+
+void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
+                   const struct esp_matmul_how *how)
+{
+    const struct esp_kernel_code *code = find(rec, how->few ? ESP_K_MATVEC : ESP_K_MATMUL, w->dtype);
+    const uint32_t spec[2] = {how->epilogue, how->few};
+    const bool pairs = how->epilogue == ESP_EPI_GEGLU;
+
+    for (uint32_t i = 0; i < w->n_part; i++) {
+        const uint32_t n_group = w->part[i].n_row / 8;
+        const struct esp_push_matmul push = {HEAD(rec, w->part[i].chunk),
+                                             .x_at = x.at,
+                                             .x_stride = x.stride,
+                                             .y_at = y.at,
+                                             .y_stride = y.stride,
+                                             .w_at = w->part[i].at,
+                                             .k4 = w->kp / 4,
+                                             .n_group = n_group,
+                                             .group0 = w->part[i].row0 / (pairs ? 16 : 8),
+                                             .bias =
+                                                 w->bias == ESP_NONE ? ESP_NONE : w->bias + w->part[i].row0,
+                                             .count = count_word(how->count),
+                                             .cap = how->cap};
+        struct launch l = {.code = code,
+                           .spec = spec,
+                           .n_spec = how->few ? 2 : 1,
+                           .push = &push,
+                           .push_bytes = sizeof push,
+                           .chunk = w->part[i].chunk,
+                           .grid = {.count = how->count, .dims = {1, 1, 1}}};
+        if (!code) {
+            rec->st = rec->st ? rec->st
+                              : esp_fail(rec->err, ESP_E_UNSUPPORTED, "no kernel for %s weights",
+                                         esp_dtype_name(w->dtype));
+            return;
+        }
+        if (how->few) {
+            l.grid.axis = 1;
+            l.grid.div = how->few;
+            l.grid.dims[0] = div_up(pairs ? n_group / 2 : n_group, code->tile.cols);
+        } else {
+            l.grid.axis = 0;
+            l.grid.div = code->tile.rows;
+            l.grid.dims[1] = div_up(n_group, code->tile.cols);
+        }
+        launch(rec, &l);
+    }
+}
+
+void esp_op_norm(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_norm_how *how)
+{
+    const enum esp_count count = how->pick ? ESP_COUNT_WANTS : ESP_COUNT_ROWS;
+    const uint32_t spec[1] = {how->mode};
+    const struct esp_push_norm push = {HEAD(rec, 0),         .x_at = x.at,
+                                       .x_stride = x.stride, .y_at = y.at,
+                                       .y_stride = y.stride, .width = how->width,
+                                       .n_quad = x.stride,   .weight = how->weight,
+                                       .bias = how->bias,    .count = count_word(count),
+                                       .pick = how->pick,    .eps = how->eps};
+
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_NORM, ESP_DTYPE_UNSET),
+                                 .spec = spec,
+                                 .n_spec = 1,
+                                 .push = &push,
+                                 .push_bytes = sizeof push,
+                                 .grid = {.count = count, .div = 1, .axis = 0, .dims = {1, 1, 1}}});
+}
+
+void esp_op_rope_kv(struct esp_rec *rec, struct esp_rows qkv, const struct esp_attn_how *how)
+{
+    const uint32_t spec[1] = {how->rotate};
+    const uint32_t h8 = how->head_dim / 8;
+    const struct esp_push_rope push = {HEAD(rec, 0),           .x_at = qkv.at,
+                                       .x_stride = qkv.stride, .n_head = how->n_head,
+                                       .n_kv = how->n_kv,      .h8 = h8,
+                                       .table = how->table,    .table_sin = how->table_sin,
+                                       .kv_at = how->kv_at,    .block_stride = how->block_stride,
+                                       .q_scale = how->q_scale};
+
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_ROPE_KV, ESP_DTYPE_UNSET),
+                                 .spec = spec,
+                                 .n_spec = 1,
+                                 .push = &push,
+                                 .push_bytes = sizeof push,
+                                 .grid = {.count = ESP_COUNT_ROWS,
+                                          .div = 1,
+                                          .axis = 0,
+                                          .dims = {1, div_up((how->n_head + 2 * how->n_kv) * h8, 64), 1}}});
+}
+
+/* Query heads of one KV head that share a tile. */
+static uint32_t heads_a_tile(uint32_t n_head, uint32_t n_kv)
+{
+    uint32_t g = n_head / n_kv;
+    return g < ESP_TILE_QUERIES ? g : ESP_TILE_QUERIES;
+}
+
+uint32_t esp_attn_tile_rows(uint32_t n_head, uint32_t n_kv)
+{
+    return ESP_TILE_QUERIES / heads_a_tile(n_head, n_kv);
+}
+
+void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,
+                      const struct esp_attn_how *how)
+{
+    const uint32_t g = how->n_head / how->n_kv;
+    const uint32_t gb = heads_a_tile(how->n_head, how->n_kv);
+    const uint32_t spec[5] = {how->head_dim / 4, g, gb, how->window, how->softcap > 0};
+    const struct esp_push_attention push = {HEAD(rec, 0),
+                                            .q_at = qkv.at,
+                                            .q_stride = qkv.stride,
+                                            .y_at = y.at,
+                                            .y_stride = y.stride,
+                                            .kv_at = how->kv_at,
+                                            .block_stride = how->block_stride,
+                                            .n_kv = how->n_kv,
+                                            .softcap = how->softcap};
+
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_ATTENTION, ESP_DTYPE_UNSET),
+                                 .spec = spec,
+                                 .n_spec = 5,
+                                 .push = &push,
+                                 .push_bytes = sizeof push,
+                                 .grid = {.count = ESP_COUNT_TILES,
+                                          .div = 1,
+                                          .axis = 0,
+                                          .dims = {1, how->n_kv * div_up(g, gb), 1}}});
+}
+
+void esp_op_embed(struct esp_rec *rec, struct esp_rows y, struct esp_rows features, const struct esp_mat *w,
+                  float scale)
+{
+    for (uint32_t i = 0; i < w->n_part; i++) {
+        const struct esp_push_embed push = {HEAD(rec, w->part[i].chunk),
+                                            .y_at = y.at,
+                                            .y_stride = y.stride,
+                                            .features_at = features.at,
+                                            .w_at = w->part[i].at,
+                                            .k4 = w->kp / 4,
+                                            .row0 = w->part[i].row0,
+                                            .n_row = w->part[i].n_row,
+                                            .scale = scale};
+        launch(rec, &(struct launch){.code = find(rec, ESP_K_EMBED, w->dtype),
+                                     .push = &push,
+                                     .push_bytes = sizeof push,
+                                     .chunk = w->part[i].chunk,
+                                     .grid = {.count = ESP_COUNT_ROWS,
+                                              .div = 1,
+                                              .axis = 0,
+                                              .dims = {1, div_up(w->kp / 8, 64), 1}}});
+    }
+}
+
+/* Operations on whole rows: a workgroup column a row, 64 quads a workgroup. */
+static void launch_rows(struct esp_rec *rec, enum esp_kernel k, const void *push, uint32_t push_bytes,
+                        uint32_t n_quad, enum esp_count count)
+{
+    launch(rec, &(struct launch){
+                    .code = find(rec, k, ESP_DTYPE_UNSET),
+                    .push = push,
+                    .push_bytes = push_bytes,
+                    .grid = {.count = count, .div = 1, .axis = 0, .dims = {1, div_up(n_quad, 64), 1}}});
+}
+
+void esp_op_im2col(struct esp_rec *rec, struct esp_rows y, uint32_t channels, uint32_t size, uint32_t patch)
+{
+    const struct esp_push_im2col push = {HEAD(rec, 0),         .host = rec->space->in.addr, .y_at = y.at,
+                                         .y_stride = y.stride, .channels = channels,        .size = size,
+                                         .side_px = patch,     .side = size / patch};
+    launch_rows(rec, ESP_K_IM2COL, &push, sizeof push, y.stride, ESP_COUNT_ROWS);
+}
+
+void esp_op_add_vec(struct esp_rec *rec, struct esp_rows y, uint32_t vec_at)
+{
+    const struct esp_push_add push = {HEAD(rec, 0),       .y_at = y.at,     .y_stride = y.stride,
+                                      .n_quad = y.stride, .vec_at = vec_at, .count = ESP_STEP_N_ROWS};
+    launch_rows(rec, ESP_K_ADD, &push, sizeof push, y.stride, ESP_COUNT_ROWS);
+}
+
+void esp_op_rows_in(struct esp_rec *rec, struct esp_rows y, uint32_t width)
+{
+    const struct esp_push_io push = {
+        HEAD(rec, 0),       .host = rec->space->in.addr, .y_at = y.at, .y_stride = y.stride, .width = width,
+        .n_quad = y.stride, .count = ESP_STEP_N_ROWS};
+    launch_rows(rec, ESP_K_ROWS_IN, &push, sizeof push, y.stride, ESP_COUNT_ROWS);
+}
+
+void esp_op_rows_out(struct esp_rec *rec, struct esp_rows x, uint32_t width, uint32_t out_at,
+                     enum esp_count count)
+{
+    const struct esp_push_io push = {
+        HEAD(rec, 0),   .host = rec->space->out.addr, .y_at = x.at,      .y_stride = x.stride,
+        .width = width, .n_quad = div_up(width, 4),   .host_at = out_at, .count = count_word(count)};
+    launch_rows(rec, ESP_K_ROWS_OUT, &push, sizeof push, push.n_quad, count);
+}
+
+void esp_op_kv_copy(struct esp_rec *rec, uint32_t block_stride, uint32_t layer_stride, uint32_t n_layer)
+{
+    const struct esp_push_kv_copy push = {HEAD(rec, 0), .block_stride = block_stride,
+                                          .layer_stride = layer_stride};
+
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_KV_COPY, ESP_DTYPE_UNSET),
+                                 .push = &push,
+                                 .push_bytes = sizeof push,
+                                 .grid = {.count = ESP_COUNT_COPIES,
+                                          .div = 1,
+                                          .axis = 2,
+                                          .dims = {div_up(block_stride, 64), n_layer, 1}}});
+}
+
+void esp_op_topk(struct esp_rec *rec, struct esp_rows logits, struct esp_rows slices, uint32_t vocab)
+{
+    const uint32_t n_slice = div_up(vocab, ESP_TOP_SLICE);
+    const struct esp_push_topk push = {
+        HEAD(rec, 0),          .dst = rec->space->out.addr,   .x_at = logits.at, .x_stride = logits.stride,
+        .slice_at = slices.at, .slice_stride = slices.stride, .vocab = vocab,    .n_slice = n_slice};
+
+    launch(rec, &(struct launch){
+                    .code = find(rec, ESP_K_TOPK_SLICES, ESP_DTYPE_UNSET),
+                    .push = &push,
+                    .push_bytes = sizeof push,
+                    .grid = {.count = ESP_COUNT_WANTS, .div = 1, .axis = 1, .dims = {n_slice, 1, 1}}});
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_TOPK, ESP_DTYPE_UNSET),
+                                 .push = &push,
+                                 .push_bytes = sizeof push,
+                                 .grid = {.count = ESP_COUNT_WANTS, .div = 1, .axis = 0, .dims = {1, 1, 1}}});
+}

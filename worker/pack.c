@@ -1,0 +1,158 @@
+#include "worker/pack.h"
+
+#include <string.h>
+
+#define NO_SOURCE UINT32_MAX
+
+uint32_t esp_pack_head_dim(uint32_t head_dim)
+{
+    return 2 * (uint32_t)esp_round_up((head_dim + 1) / 2, 4);
+}
+
+/* Entries of a padded axis: n elements stored, in heads or not. */
+static uint32_t axis_len(uint32_t n, const struct esp_pack_heads *heads)
+{
+    return heads->n ? heads->n * esp_pack_head_dim(heads->head_dim) : n;
+}
+
+/* Where entry i of the padded axis is stored; NO_SOURCE for padding. */
+static uint32_t axis_source(uint32_t i, uint32_t n, const struct esp_pack_heads *heads)
+{
+    const uint32_t h = heads->head_dim;
+    uint32_t hp, half, low, j;
+
+    if (!heads->n)
+        return i < n ? i : NO_SOURCE;
+    hp = esp_pack_head_dim(h);
+    half = hp / 2;
+    low = (h + 1) / 2; /* dimensions in the first half */
+    j = i % hp;
+    if (i / hp >= heads->n)
+        return NO_SOURCE;
+    if (j < half)
+        return j < low ? i / hp * h + j : NO_SOURCE;
+    return j - half < h - low ? i / hp * h + low + (j - half) : NO_SOURCE;
+}
+
+static uint32_t tensor_rows(const struct esp_tensor *t)
+{
+    return (uint32_t)t->shape[0];
+}
+
+static uint32_t tensor_cols(const struct esp_tensor *t)
+{
+    uint64_t k = 1;
+    for (uint32_t d = 1; d < t->n_dim; d++)
+        k *= t->shape[d];
+    return (uint32_t)k;
+}
+
+void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec)
+{
+    const struct esp_tensor *first = spec->part[0].tensor;
+
+    memset(out, 0, sizeof *out);
+    out->dtype = first->dtype;
+    for (uint32_t i = 0; i < spec->n_part; i++) {
+        const struct esp_pack_part *p = &spec->part[i];
+        if (p->tensor->dtype != out->dtype)
+            out->dtype = ESP_F32;
+        out->n += axis_len(tensor_rows(p->tensor), &p->heads);
+    }
+    out->k = axis_len(tensor_cols(first), &spec->k_heads);
+    out->np = (uint32_t)esp_round_up(out->n, 32);
+    if (spec->interleave)
+        out->np = 2 * (uint32_t)esp_round_up(tensor_rows(first), 32);
+    out->kp = (uint32_t)esp_round_up(out->k, 32);
+    out->group_bytes = 8 * out->kp * (uint32_t)esp_dtype_n_bytes(out->dtype);
+}
+
+/* Which part and stored row packed row r comes from; false for padding. */
+static bool find_row(const struct esp_pack_part **part, uint32_t *row, const struct esp_pack_spec *spec,
+                     uint32_t r)
+{
+    if (spec->interleave) {
+        *part = &spec->part[r / 8 % 2];
+        *row = r / 16 * 8 + r % 8;
+        return *row < tensor_rows((*part)->tensor);
+    }
+    for (uint32_t i = 0; i < spec->n_part; i++) {
+        const struct esp_pack_part *p = &spec->part[i];
+        uint32_t n = axis_len(tensor_rows(p->tensor), &p->heads);
+        if (r < n) {
+            *part = p;
+            *row = axis_source(r, tensor_rows(p->tensor), &p->heads);
+            return *row != NO_SOURCE;
+        }
+        r -= n;
+    }
+    return false;
+}
+
+/* Stored row `row` of t into kp elements of dtype, columns padded. */
+static void fetch_row(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                      const struct esp_tensor *t, uint32_t row)
+{
+    const uint32_t n_col = tensor_cols(t);
+    const size_t from_b = esp_dtype_n_bytes(t->dtype);
+    const size_t to_b = esp_dtype_n_bytes(dims->dtype);
+    const char *src = (const char *)t->data + (size_t)row * n_col * from_b;
+    char *dst = out;
+
+    if (!spec->k_heads.n) {
+        if (t->dtype == dims->dtype)
+            memcpy(dst, src, n_col * to_b);
+        else
+            esp_dtype_to_f32((float *)out, src, t->dtype, n_col);
+        memset(dst + n_col * to_b, 0, (dims->kp - n_col) * to_b);
+        return;
+    }
+    for (uint32_t k = 0; k < dims->kp; k++) {
+        uint32_t s = k < dims->k ? axis_source(k, n_col, &spec->k_heads) : NO_SOURCE;
+        if (s == NO_SOURCE)
+            memset(dst + k * to_b, 0, to_b);
+        else if (t->dtype == dims->dtype)
+            memcpy(dst + k * to_b, src + s * from_b, to_b);
+        else
+            esp_dtype_to_f32((float *)out + k, src + s * from_b, t->dtype, 1);
+    }
+}
+
+void esp_pack_groups(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                     uint32_t group0, uint32_t n_group, void *row)
+{
+    const uint32_t n_texel = dims->group_bytes / 128; /* a row */
+
+    for (uint32_t g = 0; g < n_group; g++) {
+        char *group = (char *)out + (size_t)g * dims->group_bytes;
+        for (uint32_t r = 0; r < 8; r++) {
+            const struct esp_pack_part *part = NULL;
+            uint32_t source = 0;
+            if (find_row(&part, &source, spec, (group0 + g) * 8 + r))
+                fetch_row(row, spec, dims, part->tensor, source);
+            else
+                memset(row, 0, n_texel * 16);
+            for (uint32_t c = 0; c < n_texel; c++)
+                memcpy(group + (c * 8 + r) * 16, (const char *)row + c * 16, 16);
+        }
+    }
+}
+
+void esp_pack_vector(float *out, uint32_t np, const struct esp_pack_part *parts, uint32_t n_part)
+{
+    uint32_t at = 0;
+
+    memset(out, 0, np * sizeof *out);
+    for (uint32_t i = 0; i < n_part; i++) {
+        const struct esp_tensor *t = parts[i].tensor;
+        const uint32_t n = tensor_rows(t);
+        const size_t b = esp_dtype_n_bytes(t->dtype);
+        const uint32_t len = axis_len(n, &parts[i].heads);
+        for (uint32_t j = 0; j < len && at + j < np; j++) {
+            uint32_t s = axis_source(j, n, &parts[i].heads);
+            if (s != NO_SOURCE)
+                esp_dtype_to_f32(out + at + j, (const char *)t->data + s * b, t->dtype, 1);
+        }
+        at += len;
+    }
+}

@@ -1,0 +1,66 @@
+/**
+ * Weights in the order kernels read them.
+ *
+ * A matrix W [N, K] (y = x W^T) is cut into groups of 8 rows; within a group, 16 bytes of each of the 8 rows
+ * stand side by side: a texel is 8 (16-bit types) or 4 (float32) consecutive k of one row, texel (g, c, r) at
+ * (g * C + c) * 8 + r with C texels a row. A subgroup that holds a row a lane reads 128 bytes in one piece,
+ * whatever the device. N and K are padded to multiples of 32 with zeros, so kernels have no tails in either.
+ *
+ * Heads are padded too: head_dim H becomes 2 * round_up(ceil(H/2), 4), each half on its own, so that RoPE's
+ * pairs (j, j + H/2) stay whole quads apart. Zero rows and columns change no result.
+ */
+#ifndef ESP_WORKER_PACK_H
+#define ESP_WORKER_PACK_H
+
+#include <stdint.h>
+
+#include "model/checkpoint.h"
+
+/** head_dim as the kernels see it: a multiple of 8. */
+uint32_t esp_pack_head_dim(uint32_t head_dim);
+
+/** Heads in rows or columns of a matrix: n of them, head_dim each. n == 0: no heads, plain indices. */
+struct esp_pack_heads {
+    uint32_t n, head_dim;
+};
+
+/** A run of rows of the packed matrix, taken from a stored tensor [n_row, K] (further dimensions are part of
+ * K). */
+struct esp_pack_part {
+    const struct esp_tensor *tensor;
+    struct esp_pack_heads heads; /* of its rows */
+};
+
+#define ESP_PACK_PARTS 3
+
+/** What to pack: its parts one after the other, or (interleave) two parts by turns, 8 rows each: GeGLU's gate
+ * and up. */
+struct esp_pack_spec {
+    uint32_t n_part;
+    struct esp_pack_part part[ESP_PACK_PARTS];
+    bool interleave;
+    struct esp_pack_heads k_heads; /* of the columns */
+};
+
+/** The packed shape. */
+struct esp_pack_dims {
+    enum esp_dtype dtype; /* as stored; float32 where the parts differ */
+    uint32_t n, k;        /* rows and columns in use, padded heads counted */
+    uint32_t np, kp;      /* padded to 32; np is twice the padded rows of one part when interleaved */
+    uint32_t group_bytes; /* of 8 rows */
+};
+
+void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec);
+
+/**
+ * Packs groups [group0, group0 + n_group) of 8 rows into out (n_group * group_bytes bytes). Padding is zero.
+ * @param row  scratch: kp * 4 bytes
+ */
+void esp_pack_groups(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                     uint32_t group0, uint32_t n_group, void *row);
+
+/** A stored vector [n] (or a matrix's rows, tight) as float32, with the heads of a row map: out f32[np],
+ * zeros else. */
+void esp_pack_vector(float *out, uint32_t np, const struct esp_pack_part *parts, uint32_t n_part);
+
+#endif

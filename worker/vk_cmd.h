@@ -1,0 +1,30 @@
+/**
+ * Command buffers and submission. One queue, one thread; a timeline semaphore counts what was handed in.
+ */
+#ifndef ESP_WORKER_VK_CMD_H
+#define ESP_WORKER_VK_CMD_H
+
+#include "worker/vk_device.h"
+
+esp_status esp_cmd_alloc(VkCommandBuffer *out, struct esp_vk *vk, struct esp_err *err);
+void esp_cmd_free(VkCommandBuffer *cmd, struct esp_vk *vk); /* NULL is fine */
+
+/** Begins recording; `once`: submitted one time, else over and over (never twice at once). */
+esp_status esp_cmd_begin(VkCommandBuffer cmd, bool once, struct esp_err *err);
+esp_status esp_cmd_end(VkCommandBuffer cmd, struct esp_err *err);
+
+/** Orders every earlier shader and copy access before every later one, indirect arguments included. */
+void esp_cmd_barrier(VkCommandBuffer cmd);
+/** The same, and makes the results visible to the host. */
+void esp_cmd_barrier_all(VkCommandBuffer cmd);
+
+/**
+ * Hands in command buffers in order and sleeps until the device is done with them.
+ * @param apart  each in a batch of its own, so that no single piece of work runs into a driver's watchdog;
+ *               false: all in one batch
+ * Errors: ESP_E_DEVICE, also when nothing came back within two minutes a command buffer.
+ */
+esp_status esp_submit_wait(struct esp_vk *vk, const VkCommandBuffer *cmds, uint32_t n, bool apart,
+                           struct esp_err *err);
+
+#endif

@@ -1,0 +1,96 @@
+/**
+ * Vulkan devices: which there are, which are good enough, and one opened.
+ *
+ * Baseline: Vulkan 1.2 with timelineSemaphore and bufferDeviceAddress, nothing else. What a device offers
+ * beyond that decides its class, and the class decides which kernels run (worker/kernels.h):
+ *
+ *   plain  weights and activations through buffer addresses, shared-memory tiles. Every device can.
+ *   texel  weights and activations through storage texel buffers, register tiles, subgroups of 8. For CPU
+ * drivers whose JIT turns texel loads into plain vector loads but buffer addresses into gathers (lavapipe).
+ */
+#ifndef ESP_WORKER_VK_DEVICE_H
+#define ESP_WORKER_VK_DEVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <vulkan/vulkan.h>
+
+#include "proto/log.h"
+#include "proto/status.h"
+
+enum esp_vk_class { ESP_VK_PLAIN = 0, ESP_VK_TEXEL = 1, ESP_VK_N_CLASS = 2 };
+
+/** What a worker tells the coordinator of its device. */
+struct esp_vk_report {
+    char name[256], driver[256], variant[16];
+    uint32_t type;                 /* VkPhysicalDeviceType */
+    uint64_t memory_bytes;         /* we may fill */
+    uint64_t max_alloc_bytes;      /* in one buffer */
+    double bandwidth, matmul_rate; /* bytes/s, flop/s: measured by esp_vk_measure; 0 before */
+};
+
+struct esp_vk_options {
+    uint64_t memory_limit_bytes; /* 0: what the device offers */
+    bool validate;               /* turn the validation layer on, synchronization validation included */
+    bool profile;                /* write timestamps around every dispatch */
+    const char
+        *cache_dir;  /* of pipeline caches; NULL: $XDG_CACHE_HOME/espalier or ~/.cache/espalier; "": none */
+    int force_class; /* -1: choose; else an esp_vk_class, for tests */
+};
+
+struct esp_pipes; /* worker/vk_pipe.h */
+
+/** An opened device. Fields are read-only outside of worker/vk_*.c; one thread owns it. */
+struct esp_vk {
+    const struct esp_log *log;
+    VkInstance instance;
+    VkDebugUtilsMessengerEXT messenger;
+    VkPhysicalDevice phys;
+    VkDevice dev;
+    VkQueue queue;
+    uint32_t family;
+    VkCommandPool pool;
+    VkSemaphore timeline; /* counts submissions */
+    uint64_t n_submitted; /* its last value handed out */
+    VkPhysicalDeviceProperties props;
+    VkPhysicalDeviceMemoryProperties mem_props;
+    uint32_t subgroup_size;
+    uint64_t max_alloc_bytes; /* of one buffer with memory of its own */
+    bool uma;                 /* device memory is host memory: written through a mapping, no staging */
+    bool profile;
+    enum esp_vk_class cls;
+    struct esp_vk_report report;
+    struct esp_pipes *pipes;
+    volatile uint32_t n_validation; /* messages of the validation layer so far */
+};
+
+/**
+ * Opens a device.
+ *
+ * @param device   NULL: the best there is (discrete, integrated, virtual, other, and a CPU driver last);
+ *                 a number: its index in esp_vk_list; else a part of its name, case ignored
+ * @param options  may be NULL. ESPALIER_VALIDATE=1 in the environment turns validation on as well.
+ * Errors: ESP_E_DEVICE (no loader, no device, none of that name, below the baseline: says what it lacks).
+ */
+esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp_vk_options *options,
+                       const struct esp_log *log, struct esp_err *err);
+void esp_vk_close(struct esp_vk **vk);
+
+const struct esp_vk_report *esp_vk_report(const struct esp_vk *vk);
+
+/** Measures memory bandwidth and product rate with the kernels that will run: about 0.2 s. */
+esp_status esp_vk_measure(struct esp_vk *vk, struct esp_err *err);
+
+/** Prints every device, usable or not and why, as a table or as a JSON array. */
+esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err);
+
+/** ESP_OK for VK_SUCCESS; else ESP_E_DEVICE (ESP_E_NOMEM for the out-of-memory codes) with the call's name
+ * and the code's. */
+esp_status esp_vk_check(VkResult result, const char *call, struct esp_err *err);
+
+/** "VK_ERROR_DEVICE_LOST" and the like. */
+const char *esp_vk_result_name(VkResult result);
+
+#endif

@@ -1,0 +1,162 @@
+#include "worker/vk_mem.h"
+
+#include <string.h>
+
+#include "worker/vk_cmd.h"
+
+/* First memory type of `bits` that has all of `must`; those with `nice` too are preferred. */
+static bool pick_type(uint32_t *out, const struct esp_vk *vk, uint32_t bits, VkMemoryPropertyFlags must,
+                      VkMemoryPropertyFlags nice)
+{
+    bool found = false;
+
+    for (uint32_t i = 0; i < vk->mem_props.memoryTypeCount; i++) {
+        VkMemoryPropertyFlags have = vk->mem_props.memoryTypes[i].propertyFlags;
+        if (!(bits >> i & 1) || (have & must) != must)
+            continue;
+        if ((have & nice) == nice) {
+            *out = i;
+            return true;
+        }
+        if (!found)
+            *out = i;
+        found = true;
+    }
+    return found;
+}
+
+static bool pick_kind(uint32_t *out, const struct esp_vk *vk, uint32_t bits, enum esp_buf_kind kind)
+{
+    const VkMemoryPropertyFlags host =
+        VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+
+    switch (kind) {
+    case ESP_BUF_DEVICE:
+        if (vk->uma && pick_type(out, vk, bits, host | VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0))
+            return true;
+        return pick_type(out, vk, bits, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0) ||
+               pick_type(out, vk, bits, 0, 0);
+    case ESP_BUF_UPLOAD:
+        return pick_type(out, vk, bits, host, 0);
+    case ESP_BUF_READBACK:
+        return pick_type(out, vk, bits, host, VK_MEMORY_PROPERTY_HOST_CACHED_BIT);
+    }
+    return false;
+}
+
+esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_kind kind,
+                          VkDeviceSize n_bytes, VkFormat format, const char *what, struct esp_err *err)
+{
+    const bool texel = format != VK_FORMAT_UNDEFINED && vk->cls == ESP_VK_TEXEL;
+    VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                               .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT |
+                                        VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT |
+                                        VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT |
+                                        VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT |
+                                        (texel ? VK_BUFFER_USAGE_STORAGE_TEXEL_BUFFER_BIT : 0)};
+    VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
+                                       .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
+    VkMemoryAllocateInfo alloc = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .pNext = &flags};
+    VkBufferDeviceAddressInfo addr = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO};
+    VkMemoryRequirements req;
+    esp_status st;
+
+    memset(out, 0, sizeof *out);
+    n_bytes = n_bytes ? (n_bytes + 15) & ~(VkDeviceSize)15 : 16;
+    if (n_bytes > vk->max_alloc_bytes)
+        return esp_fail(err, ESP_E_NOMEM, "%s: %.1f MiB in one buffer; this device takes at most %.1f MiB",
+                        what, (double)n_bytes / (1 << 20), (double)vk->max_alloc_bytes / (1 << 20));
+    info.size = out->n_bytes = n_bytes;
+    st = esp_vk_check(vkCreateBuffer(vk->dev, &info, NULL, &out->buf), "vkCreateBuffer", err);
+    if (st)
+        goto done;
+    vkGetBufferMemoryRequirements(vk->dev, out->buf, &req);
+    alloc.allocationSize = req.size;
+    if (!pick_kind(&alloc.memoryTypeIndex, vk, req.memoryTypeBits, kind)) {
+        st = esp_fail(err, ESP_E_DEVICE, "no memory type fits");
+        goto done;
+    }
+    st = esp_vk_check(vkAllocateMemory(vk->dev, &alloc, NULL, &out->mem), "vkAllocateMemory", err);
+    if (st)
+        goto done;
+    st = esp_vk_check(vkBindBufferMemory(vk->dev, out->buf, out->mem, 0), "vkBindBufferMemory", err);
+    if (st)
+        goto done;
+    addr.buffer = out->buf;
+    out->addr = vkGetBufferDeviceAddress(vk->dev, &addr);
+    if (vk->mem_props.memoryTypes[alloc.memoryTypeIndex].propertyFlags &
+            VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT &&
+        (kind != ESP_BUF_DEVICE || vk->uma)) {
+        st = esp_vk_check(vkMapMemory(vk->dev, out->mem, 0, VK_WHOLE_SIZE, 0, &out->map), "vkMapMemory", err);
+        if (st)
+            goto done;
+    }
+    if (texel) {
+        VkBufferViewCreateInfo view = {.sType = VK_STRUCTURE_TYPE_BUFFER_VIEW_CREATE_INFO,
+                                       .buffer = out->buf,
+                                       .format = format,
+                                       .range = n_bytes};
+        st = esp_vk_check(vkCreateBufferView(vk->dev, &view, NULL, &out->view), "vkCreateBufferView", err);
+    }
+done:
+    if (st) {
+        esp_err_prefix(err, "%s, %.1f MiB: ", what, (double)n_bytes / (1 << 20));
+        esp_buf_destroy(out, vk);
+    }
+    return st;
+}
+
+void esp_buf_destroy(struct esp_buf *b, struct esp_vk *vk)
+{
+    if (b->view)
+        vkDestroyBufferView(vk->dev, b->view, NULL);
+    if (b->buf)
+        vkDestroyBuffer(vk->dev, b->buf, NULL);
+    if (b->mem)
+        vkFreeMemory(vk->dev, b->mem, NULL); /* unmaps */
+    memset(b, 0, sizeof *b);
+}
+
+esp_status esp_upload_init(struct esp_upload *up, struct esp_vk *vk, struct esp_err *err)
+{
+    memset(up, 0, sizeof *up);
+    up->vk = vk;
+    if (vk->uma)
+        return ESP_OK; /* everything is mapped */
+    esp_status st = esp_buf_create(&up->staging, vk, ESP_BUF_UPLOAD, ESP_UPLOAD_BYTES, VK_FORMAT_UNDEFINED,
+                                   "staging buffer", err);
+    return st ? st : esp_cmd_alloc(&up->cmd, vk, err);
+}
+
+void esp_upload_finish(struct esp_upload *up)
+{
+    if (!up->vk)
+        return;
+    esp_cmd_free(&up->cmd, up->vk);
+    esp_buf_destroy(&up->staging, up->vk);
+    memset(up, 0, sizeof *up);
+}
+
+void *esp_upload_map(struct esp_upload *up, struct esp_buf *to, VkDeviceSize at, VkDeviceSize n_bytes)
+{
+    up->to = to;
+    up->at = at;
+    up->n_bytes = n_bytes;
+    return to->map ? (char *)to->map + at : up->staging.map;
+}
+
+esp_status esp_upload_commit(struct esp_upload *up, struct esp_err *err)
+{
+    VkBufferCopy copy = {.dstOffset = up->at, .size = up->n_bytes};
+    esp_status st;
+
+    if (up->to->map || up->n_bytes == 0)
+        return ESP_OK;
+    if ((st = esp_cmd_begin(up->cmd, true, err)))
+        return st;
+    vkCmdCopyBuffer(up->cmd, up->staging.buf, up->to->buf, 1, &copy);
+    esp_cmd_barrier_all(up->cmd);
+    if ((st = esp_cmd_end(up->cmd, err)))
+        return st;
+    return esp_submit_wait(up->vk, &up->cmd, 1, false, err);
+}

@@ -1,0 +1,53 @@
+/**
+ * Device memory: buffers with memory of their own, and the way of bytes into them at load.
+ */
+#ifndef ESP_WORKER_VK_MEM_H
+#define ESP_WORKER_VK_MEM_H
+
+#include "worker/vk_device.h"
+
+enum esp_buf_kind {
+    ESP_BUF_DEVICE,  /* the device's own memory; mapped where that is host memory */
+    ESP_BUF_UPLOAD,  /* host memory the device reads: mapped, coherent */
+    ESP_BUF_READBACK /* host memory the device writes: mapped, coherent, cached where there is such */
+};
+
+struct esp_buf {
+    VkBuffer buf;
+    VkDeviceMemory mem;
+    VkDeviceSize n_bytes;
+    VkDeviceAddress addr;
+    VkBufferView view; /* of all of it, in `format`; texel class only */
+    void *map;         /* NULL where the host cannot see it */
+};
+
+/**
+ * A buffer for storage, indirect, copy and (with a format) storage-texel use, zeroed if mapped.
+ * @param n_bytes  rounded up to 16; 0 is taken as 16
+ * @param format   VK_FORMAT_UNDEFINED, or the texel view's; ignored outside of the texel class
+ * Errors: ESP_E_NOMEM naming `what` and the size; ESP_E_DEVICE.
+ */
+esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_kind kind,
+                          VkDeviceSize n_bytes, VkFormat format, const char *what, struct esp_err *err);
+/** NULL-safe for half-built and zeroed buffers. The device must be done with it. */
+void esp_buf_destroy(struct esp_buf *buf, struct esp_vk *vk);
+
+/** Brings bytes into device buffers at load, through a staging buffer where there is no mapping. */
+struct esp_upload {
+    struct esp_vk *vk;
+    struct esp_buf staging;
+    VkCommandBuffer cmd;
+    struct esp_buf *to;
+    VkDeviceSize at, n_bytes;
+};
+
+#define ESP_UPLOAD_BYTES (32u << 20) /* at most this much between map and commit */
+
+esp_status esp_upload_init(struct esp_upload *up, struct esp_vk *vk, struct esp_err *err);
+void esp_upload_finish(struct esp_upload *up);
+/** Where to write n_bytes (<= ESP_UPLOAD_BYTES) that shall land at `at` of `to`. Write only; commit next. */
+void *esp_upload_map(struct esp_upload *up, struct esp_buf *to, VkDeviceSize at, VkDeviceSize n_bytes);
+/** Has them there when it returns. */
+esp_status esp_upload_commit(struct esp_upload *up, struct esp_err *err);
+
+#endif

@@ -322,6 +322,11 @@ struct esp_flight *esp_sched_next_step(struct esp_sched *sched, double now)
     return NULL;
 }
 
+uint64_t esp_sched_last_step(const struct esp_sched *sched)
+{
+    return sched->last_step;
+}
+
 struct esp_flight *esp_sched_flight(const struct esp_sched *sched, uint64_t step)
 {
     for (struct esp_flight *f = sched->flights; f; f = f->next)

@@ -84,6 +84,7 @@ void esp_sched_stored(struct esp_sched *sched, struct esp_feature *feature, cons
 /** The next step to send, kept until esp_sched_land; NULL if none may go. A session that cannot be put in a
  * step ends. */
 struct esp_flight *esp_sched_next_step(struct esp_sched *sched, double now);
+uint64_t esp_sched_last_step(const struct esp_sched *sched);
 struct esp_flight *esp_sched_flight(const struct esp_sched *sched, uint64_t step);
 
 /** A step is home, or lost: its sessions may have another, it is destroyed. Clears *flight. */

@@ -317,8 +317,9 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, const struct e
     if (e->step) {
         struct esp_flight *f = esp_sched_flight(sv->sched, e->step);
 
-        if (!f) {
-            esp_server_drop_worker(sv, w, ESP_E_PROTO, "an error of a step that is not on its way", true);
+        if (!f) { /* told twice, or by two stages: fine, if there ever was such a step */
+            if (e->step > esp_sched_last_step(sv->sched))
+                esp_server_drop_worker(sv, w, ESP_E_PROTO, "an error of a step that has not been", true);
             return;
         }
         esp_log(sv->log, ESP_LOG_ERROR, "worker=%s epoch=%" PRIu64 " step=%" PRIu64 " failed why=\"%s\"",
@@ -329,10 +330,8 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, const struct e
     } else {
         struct esp_feature *f = esp_sched_feature(sv->sched, e->image);
 
-        if (!f || f->state != ESP_FEATURE_SENT) {
-            esp_server_drop_worker(sv, w, ESP_E_PROTO, "an error of a picture that is not on its way", true);
-            return;
-        }
+        if (!f || f->state != ESP_FEATURE_SENT)
+            return; /* told twice */
         esp_log(sv->log, ESP_LOG_ERROR, "worker=%s epoch=%" PRIu64 " image=%" PRIu64 " failed why=\"%s\"",
                 w->name, e->epoch, e->image, e->text);
         esp_sched_stored(sv->sched, f, &err, esp_server_now());

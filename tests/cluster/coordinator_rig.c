@@ -1,0 +1,710 @@
+#include "tests/cluster/coordinator_rig.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include <fcntl.h>
+
+#include <cmocka.h>
+
+static long now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static void must(esp_status st, const struct esp_err *err, const char *what)
+{
+    if (st)
+        fail_msg("%s: %s", what, err->text);
+}
+
+/* ---- the coordinator ---- */
+
+int rig_setup(void **state)
+{
+    struct rig *rig = calloc(1, sizeof *rig);
+    struct esp_checkpoint *ck = NULL;
+    struct esp_err err;
+
+    assert_non_null(rig);
+    snprintf(rig->dir, sizeof rig->dir, "/tmp/esp-coord-XXXXXX");
+    assert_non_null(mkdtemp(rig->dir));
+    snprintf(rig->at, sizeof rig->at, "ipc://%s/c", rig->dir);
+    must(esp_net_create(&rig->net, &err), &err, "net");
+    must(esp_checkpoint_open(&ck, RIG_MODEL, &err), &err, "checkpoint");
+    esp_checkpoint_fingerprint(ck, rig->fingerprint);
+    esp_checkpoint_destroy(&ck);
+    for (int i = 0; i < RIG_WORKERS; i++) {
+        snprintf(rig->w[i].name, sizeof rig->w[i].name, "w%d", i);
+        snprintf(rig->w[i].endpoint, sizeof rig->w[i].endpoint, "ipc://%s/w%d", rig->dir, i);
+        rig->w[i].kv_blocks = 4096 / RIG_BLOCK;
+    }
+    *state = rig;
+    return 0;
+}
+
+void rig_start(struct rig *rig, const char *arg, ...)
+{
+    const char *argv[40] = {COORDINATOR, "--model", RIG_MODEL, "--bind", rig->at, "--die-with-parent"};
+    int n = 6;
+    va_list ap;
+    char path[128];
+
+    va_start(ap, arg);
+    for (const char *a = arg; a && n < 39; a = va_arg(ap, const char *))
+        argv[n++] = a;
+    va_end(ap);
+    snprintf(path, sizeof path, "%s/log", rig->dir);
+    rig->pid = fork();
+    assert_true(rig->pid >= 0);
+    if (rig->pid == 0) {
+        int fd = open(path, O_CREAT | O_WRONLY | O_APPEND, 0600);
+        dup2(fd, 2);
+        execv(argv[0], (char *const *)argv);
+        _exit(127);
+    }
+}
+
+/* Waits for the end of the coordinator; kills it past the deadline. */
+static void reap(struct rig *rig)
+{
+    const long until = now_ms() + RIG_DEADLINE_MS;
+    int status = 0;
+
+    while (rig->pid && waitpid(rig->pid, &status, WNOHANG) == 0) {
+        if (now_ms() > until)
+            kill(rig->pid, SIGKILL);
+        rig_pump(rig, 10);
+    }
+    rig->pid = 0;
+    rig->exit = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int rig_stop(struct rig *rig)
+{
+    kill(rig->pid, SIGTERM);
+    reap(rig);
+    return rig->exit;
+}
+
+static void drop_seqs(struct rig *rig)
+{
+    for (int i = 0; i < RIG_SEQS; i++) {
+        free(rig->seq[i]);
+        rig->seq[i] = NULL;
+    }
+    rig->n_images = 0;
+    rig->last_step = 0;
+}
+
+int rig_teardown(void **state)
+{
+    struct rig *rig = *state;
+    char cmd[128];
+    bool bad;
+
+    if (rig->pid)
+        rig_stop(rig);
+    bad = rig->exit != 0;
+    if (bad || getenv("ESP_TEST_VERBOSE")) {
+        fprintf(stderr, "coordinator's exit status %d; its log:\n", rig->exit);
+        snprintf(cmd, sizeof cmd, "cat %s/log >&2", rig->dir);
+        if (system(cmd) != 0)
+            fprintf(stderr, "(no log)\n");
+    }
+    for (int i = 0; i < RIG_WORKERS; i++)
+        rig_vanish(rig, i);
+    for (int i = 0; i < RIG_CLIENTS; i++)
+        rig_hang_up(rig, i);
+    drop_seqs(rig);
+    esp_net_destroy(&rig->net);
+    snprintf(cmd, sizeof cmd, "rm -rf %s", rig->dir);
+    if (system(cmd) != 0)
+        bad = true;
+    free(rig);
+    return bad ? -1 : 0;
+}
+
+/* ---- the model ---- */
+
+static uint64_t mix(uint64_t h, uint64_t v)
+{
+    h ^= v + 0x9e3779b97f4a7c15u + (h << 6) + (h >> 2);
+    h *= 0xbf58476d1ce4e5b9u;
+    return h ^ (h >> 29);
+}
+
+void rig_logits(float *out, const uint32_t *tok, uint32_t n_tok)
+{
+    uint64_t h = 7;
+
+    for (uint32_t i = 0; i < n_tok; i++)
+        h = mix(h, tok[i]);
+    for (uint32_t v = 0; v < RIG_VOCAB; v++)
+        out[v] = (float)(mix(h, v) >> 40) / (float)(1 << 24) * 8.0f;
+    if (h % 7 == 0)
+        out[RIG_EOS] = 9.0f; /* sooner or later every answer ends */
+}
+
+static float lse_of(const float *logits)
+{
+    double top = logits[0], sum = 0;
+
+    for (uint32_t v = 1; v < RIG_VOCAB; v++)
+        top = logits[v] > top ? logits[v] : top;
+    for (uint32_t v = 0; v < RIG_VOCAB; v++)
+        sum += exp(logits[v] - top);
+    return (float)(top + log(sum));
+}
+
+static struct rig_seq **find_seq(struct rig *rig, uint64_t id)
+{
+    for (int i = 0; i < RIG_SEQS; i++)
+        if (rig->seq[i] && rig->seq[i]->id == id)
+            return &rig->seq[i];
+    return NULL;
+}
+
+static struct rig_seq *new_seq(struct rig *rig, uint64_t id)
+{
+    assert_null(find_seq(rig, id));
+    for (int i = 0; i < RIG_SEQS; i++) {
+        if (rig->seq[i])
+            continue;
+        rig->seq[i] = calloc(1, sizeof *rig->seq[i]);
+        assert_non_null(rig->seq[i]);
+        rig->seq[i]->id = id;
+        return rig->seq[i];
+    }
+    fail_msg("more sequences than a worker may hold");
+    return NULL;
+}
+
+uint32_t rig_n_seqs(const struct rig *rig)
+{
+    uint32_t n = 0;
+
+    for (int i = 0; i < RIG_SEQS; i++)
+        n += rig->seq[i] != NULL;
+    return n;
+}
+
+static void free_seq(struct rig *rig, uint64_t id)
+{
+    struct rig_seq **s = find_seq(rig, id);
+
+    if (s) {
+        free(*s);
+        *s = NULL;
+    }
+}
+
+/* Applies a step's frees, forks and rows, as every stage does, and says which sequence and place each row is.
+ */
+static void apply(struct rig *rig, const struct esp_msg *msg, struct rig_seq **row_seq, uint32_t *row_pos)
+{
+    const struct esp_msg_step *m = &msg->step;
+    uint32_t row = 0;
+
+    assert_int_equal(m->payload, ESP_PAYLOAD_TOKENS);
+    assert_int_equal(m->id, rig->last_step + 1); /* grows by one */
+    rig->last_step = m->id;
+    rig->max_rows = m->rows > rig->max_rows ? m->rows : rig->max_rows;
+    for (uint32_t i = 0; i < m->n_free; i++) {
+        assert_non_null(find_seq(rig, m->free[i]));
+        free_seq(rig, m->free[i]);
+    }
+    for (uint32_t i = 0; i < m->n_forks; i++) {
+        struct rig_seq **from = find_seq(rig, m->forks[i].from), *to;
+
+        assert_non_null(from);
+        to = new_seq(rig, m->forks[i].seq);
+        to->n_tok = (*from)->n_tok;
+        to->n_prefix = (*from)->n_prefix;
+        memcpy(to->tok, (*from)->tok, sizeof to->tok);
+    }
+    for (uint32_t i = 0; i < m->n_seqs; i++) {
+        const struct esp_seq_rows *r = &m->seqs[i];
+        struct rig_seq *s;
+
+        if (r->pos == 0) {
+            s = new_seq(rig, r->seq);
+            s->n_prefix = r->n_prefix;
+            for (uint32_t j = 0; j < r->n_images; j++) {
+                bool here = false;
+                for (uint32_t k = 0; k < rig->n_images; k++)
+                    here |= rig->image[k] == r->images[j];
+                assert_true(here);
+            }
+        } else {
+            assert_non_null(find_seq(rig, r->seq));
+            s = *find_seq(rig, r->seq);
+        }
+        assert_int_equal(r->pos, s->n_tok);
+        assert_int_equal(r->n_prefix, s->n_prefix);
+        for (uint32_t j = 0; j < r->n_tok; j++, row++) {
+            int32_t id;
+            memcpy(&id, (const char *)msg->blob[0].data + row * sizeof id, sizeof id);
+            assert_in_range(id, 0, RIG_VOCAB - 1);
+            assert_true(s->n_tok < RIG_SEQ_TOKENS);
+            s->tok[s->n_tok++] = (uint32_t)id;
+            row_seq[row] = s;
+            row_pos[row] = s->n_tok;
+        }
+    }
+    assert_int_equal(row, m->rows);
+}
+
+void rig_result(struct rig *rig, struct esp_msg *out, const struct esp_msg *step)
+{
+    const struct esp_msg_step *m = &step->step;
+    struct rig_seq **row_seq = calloc(m->rows, sizeof *row_seq);
+    uint32_t *row_pos = calloc(m->rows, sizeof *row_pos);
+    struct esp_row_result *rows = calloc(m->n_wants + 1, sizeof *rows);
+    static const struct esp_stage_time times[] = {{"w0", 0.001, 0.002}, {"w1", 0.003, 0.004}};
+    float *full;
+    uint32_t n_full = 0;
+
+    assert_true(row_seq && row_pos && rows);
+    apply(rig, step, row_seq, row_pos);
+    for (uint32_t i = 0; i < m->n_wants; i++)
+        n_full += m->wants[i].full;
+    full = calloc((size_t)n_full * RIG_VOCAB + 1, sizeof *full);
+    assert_non_null(full);
+    memset(out, 0, sizeof *out);
+    out->kind = ESP_MSG_RESULT;
+    out->result = (struct esp_msg_result){
+        .epoch = m->epoch, .step = m->id, .n_rows = m->n_wants, .rows = rows, .times = times, .n_times = 2};
+    for (uint32_t i = 0; i < m->n_wants; i++) {
+        const struct esp_want *w = &m->wants[i];
+        float logits[RIG_VOCAB], *l = logits;
+        uint32_t *ids = calloc(w->k + 1, sizeof *ids);
+        float *tops = calloc(w->k + 1, sizeof *tops);
+
+        assert_true(ids && tops);
+        rig_logits(l, row_seq[w->row]->tok, row_pos[w->row]);
+        rows[i] =
+            (struct esp_row_result){.row = w->row, .lse = lse_of(l), .n = w->k, .ids = ids, .logits = tops};
+        if (w->has_target)
+            rows[i].target_logit = l[w->target];
+        if (w->full)
+            memcpy(full + (size_t)out->result.n_full++ * RIG_VOCAB, l, sizeof logits);
+        for (uint32_t k = 0; k < w->k; k++) {
+            uint32_t best = 0;
+            for (uint32_t v = 1; v < RIG_VOCAB; v++)
+                if (l[v] > l[best])
+                    best = v;
+            ids[k] = best;
+            tops[k] = l[best];
+            l[best] = -INFINITY;
+        }
+    }
+    if (n_full) {
+        out->result.vocab = RIG_VOCAB;
+        out->n_blobs = 1;
+        out->blob[0] = (struct esp_blob){.data = full, .n_bytes = (size_t)n_full * RIG_VOCAB * sizeof *full};
+    } else {
+        free(full);
+    }
+    free(row_seq);
+    free(row_pos);
+}
+
+void rig_result_finish(struct esp_msg *out)
+{
+    for (uint32_t i = 0; i < out->result.n_rows; i++) {
+        free((void *)out->result.rows[i].ids);
+        free((void *)out->result.rows[i].logits);
+    }
+    free((void *)out->result.rows);
+    if (out->n_blobs)
+        free((void *)out->blob[0].data);
+    memset(out, 0, sizeof *out);
+}
+
+/* ---- workers ---- */
+
+void rig_send(struct rig *rig, int i, struct esp_msg *msg)
+{
+    struct esp_err err;
+
+    must(esp_link_send(rig->w[i].link, NULL, msg, &err), &err, esp_msg_name(msg->kind));
+}
+
+void rig_hello(struct rig *rig, int i)
+{
+    const struct esp_link_options options = {.type = ESP_LINK_DIAL};
+    struct rig_worker *w = &rig->w[i];
+    struct esp_msg msg = {.kind = ESP_MSG_HELLO};
+    struct esp_err err;
+
+    rig_vanish(rig, i);
+    must(esp_link_create(&w->link, rig->net, &options, &err), &err, "link");
+    must(esp_link_connect(w->link, rig->at, &err), &err, "connect");
+    msg.hello = (struct esp_msg_hello){.name = w->name,
+                                       .device = {.name = "fake device",
+                                                  .driver = "fake 1.0",
+                                                  .variant = "plain",
+                                                  .type = 4,
+                                                  .memory_bytes = 4ull << 30,
+                                                  .max_alloc_bytes = 1ull << 30,
+                                                  .bandwidth = 1e10,
+                                                  .matmul_rate = 1e11},
+                                       .endpoint = w->endpoint,
+                                       .software = "test"};
+    memcpy(msg.hello.fingerprint, rig->fingerprint, sizeof msg.hello.fingerprint);
+    rig_send(rig, i, &msg);
+}
+
+void rig_vanish(struct rig *rig, int i)
+{
+    struct rig_worker *w = &rig->w[i];
+
+    for (uint32_t k = 0; k < w->n_held; k++)
+        esp_msg_finish(&w->held[k]);
+    esp_link_destroy(&w->link);
+    w->n_held = 0;
+    w->welcome = w->bye = false;
+    w->error = ESP_OK;
+    memset(&w->place, 0, sizeof w->place);
+}
+
+static int stage_with(struct rig *rig, bool embed, uint64_t epoch)
+{
+    for (int i = 0; i < RIG_WORKERS; i++)
+        if (rig->w[i].link && rig->w[i].place.epoch == epoch &&
+            (embed ? rig->w[i].place.embed : rig->w[i].place.head))
+            return i;
+    fail_msg("nobody holds the %s of epoch %llu", embed ? "embedding" : "head", (unsigned long long)epoch);
+    return -1;
+}
+
+static void work(struct rig *rig, struct esp_msg *msg)
+{
+    struct esp_msg out = {0};
+
+    if (msg->kind == ESP_MSG_ENCODE) {
+        const int to = stage_with(rig, true, msg->encode.epoch);
+        const struct esp_stage_time times[] = {{"w0", 0, 0.5}};
+
+        assert_int_equal(msg->encode.payload, ESP_PAYLOAD_PIXELS);
+        assert_int_equal(msg->encode.width, 56);
+        assert_true(rig->n_images < 256);
+        rig->image[rig->n_images++] = msg->encode.image;
+        rig->n_encodes++;
+        out.kind = ESP_MSG_STORED;
+        out.stored = (struct esp_msg_stored){
+            .epoch = msg->encode.epoch, .image = msg->encode.image, .times = times, .n_times = 1};
+        rig_send(rig, to, &out);
+    } else {
+        rig_result(rig, &out, msg);
+        rig_send(rig, stage_with(rig, false, msg->step.epoch), &out);
+        rig_result_finish(&out);
+    }
+}
+
+void rig_resume(struct rig *rig, int i)
+{
+    struct rig_worker *w = &rig->w[i];
+
+    w->hold_work = false;
+    for (uint32_t k = 0; k < w->n_held; k++) {
+        work(rig, &w->held[k]);
+        esp_msg_finish(&w->held[k]);
+    }
+    w->n_held = 0;
+}
+
+static void on_place(struct rig *rig, int i, const struct esp_msg_place *p)
+{
+    struct rig_worker *w = &rig->w[i];
+    struct esp_msg out = {.kind = ESP_MSG_LOADING};
+
+    assert_true(p->epoch >= w->place.epoch);
+    for (int k = 0; k < RIG_WORKERS; k++) /* the first to hear of a new epoch: all forget the old one */
+        if (rig->w[k].link && rig->w[k].place.epoch >= p->epoch)
+            goto known;
+    drop_seqs(rig);
+known:
+    w->place = *p;
+    w->n_places++;
+    snprintf(w->next_enc, sizeof w->next_enc, "%s", p->next_enc);
+    snprintf(w->features_to, sizeof w->features_to, "%s", p->features_to);
+    snprintf(w->next_dec, sizeof w->next_dec, "%s", p->next_dec);
+    w->place.next_enc = w->next_enc;
+    w->place.features_to = w->features_to;
+    w->place.next_dec = w->next_dec;
+    if (w->hold_ready)
+        return;
+    out.loading = (struct esp_msg_loading){.epoch = p->epoch, .done_bytes = 50, .total_bytes = 100};
+    rig_send(rig, i, &out);
+    out.kind = ESP_MSG_READY;
+    out.ready = (struct esp_msg_ready){.epoch = p->epoch, .weight_bytes = 100, .load_seconds = 0.1};
+    if (p->dec_lo < p->dec_hi) {
+        out.ready.kv_blocks = w->kv_blocks;
+        out.ready.block_tokens = RIG_BLOCK;
+    }
+    rig_send(rig, i, &out);
+}
+
+static void on_worker(struct rig *rig, int i, struct esp_msg *msg)
+{
+    struct rig_worker *w = &rig->w[i];
+
+    switch (msg->kind) {
+    case ESP_MSG_WELCOME:
+        w->welcome = true;
+        break;
+    case ESP_MSG_HEARTBEAT:
+        break;
+    case ESP_MSG_BYE:
+        w->bye = true;
+        break;
+    case ESP_MSG_ERROR:
+        w->error = msg->error.code;
+        snprintf(w->error_text, sizeof w->error_text, "%s", msg->error.text);
+        break;
+    case ESP_MSG_PLACE:
+        on_place(rig, i, &msg->place);
+        break;
+    case ESP_MSG_ENCODE:
+    case ESP_MSG_STEP:
+        assert_true(msg->kind == ESP_MSG_ENCODE ? w->place.patch : w->place.embed);
+        if (w->hold_work) {
+            assert_true(w->n_held < RIG_HELD);
+            w->held[w->n_held++] = *msg;
+            memset(msg, 0, sizeof *msg);
+        } else {
+            work(rig, msg);
+        }
+        break;
+    case ESP_MSG_RELEASE:
+        assert_true(w->place.embed);
+        for (uint32_t k = 0; k < msg->release.n_seqs; k++)
+            free_seq(rig, msg->release.seqs[k]);
+        for (uint32_t k = 0; k < msg->release.n_images; k++)
+            for (uint32_t j = 0; j < rig->n_images; j++)
+                if (rig->image[j] == msg->release.images[k])
+                    rig->image[j--] = rig->image[--rig->n_images];
+        break;
+    default:
+        fail_msg("a worker was sent a %s", esp_msg_name(msg->kind));
+    }
+}
+
+/* ---- pumping ---- */
+
+void rig_pump(struct rig *rig, int ms)
+{
+    struct esp_wait waits[RIG_WORKERS + RIG_CLIENTS] = {0};
+    uint32_t n = 0;
+
+    if (now_ms() >= rig->beat_at) {
+        for (int i = 0; i < RIG_WORKERS; i++) {
+            struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
+            msg.heartbeat.epoch = rig->w[i].place.epoch;
+            if (rig->w[i].link && rig->w[i].welcome && !rig->w[i].mute)
+                (void)esp_link_send(rig->w[i].link, NULL, &msg, NULL);
+        }
+        rig->beat_at = now_ms() + 50;
+    }
+    for (int i = 0; i < RIG_WORKERS; i++)
+        if (rig->w[i].link)
+            waits[n++].link = rig->w[i].link;
+    for (int i = 0; i < RIG_CLIENTS; i++)
+        if (rig->c[i].link)
+            waits[n++].link = rig->c[i].link;
+    if (n > 0)
+        (void)esp_link_wait(waits, n, ms < 20 ? ms : 20, NULL);
+    for (int i = 0; i < RIG_WORKERS; i++) {
+        struct esp_msg msg;
+        struct esp_err err;
+        esp_status st;
+
+        while (rig->w[i].link && (st = esp_link_recv(rig->w[i].link, NULL, &msg, &err)) != ESP_E_TIMEOUT) {
+            must(st, &err, "a worker's message");
+            on_worker(rig, i, &msg);
+            esp_msg_finish(&msg);
+        }
+    }
+    for (int i = 0; i < RIG_CLIENTS; i++) {
+        struct rig_client *c = &rig->c[i];
+        struct esp_msg msg;
+        struct esp_err err;
+        esp_status st;
+
+        while (c->link && (st = esp_link_recv(c->link, NULL, &msg, &err)) != ESP_E_TIMEOUT) {
+            must(st, &err, "a client's message");
+            assert_true(c->n_inbox < RIG_INBOX);
+            c->inbox[c->n_inbox] = malloc(sizeof msg);
+            assert_non_null(c->inbox[c->n_inbox]);
+            *c->inbox[c->n_inbox++] = msg;
+        }
+    }
+}
+
+void rig_until(struct rig *rig, bool (*cond)(struct rig *rig, void *arg), void *arg, const char *what)
+{
+    const long until = now_ms() + RIG_DEADLINE_MS;
+
+    while (!cond(rig, arg)) {
+        if (now_ms() > until)
+            fail_msg("waited in vain: %s", what);
+        rig_pump(rig, 20);
+    }
+}
+
+static bool all_placed(struct rig *rig, void *arg)
+{
+    const int n = *(int *)arg;
+
+    for (int i = 0; i < n; i++)
+        if (!rig->w[i].place.epoch)
+            return false;
+    return true;
+}
+
+void rig_join(struct rig *rig, int n)
+{
+    for (int i = 0; i < n; i++) {
+        rig_hello(rig, i);
+        while (!rig->w[i].welcome) /* the order of joining is the order of stages of a given split */
+            rig_pump(rig, 20);
+    }
+    rig_until(rig, all_placed, &n, "a Place for every worker");
+}
+
+static bool nothing_held(struct rig *rig, void *arg)
+{
+    return rig_n_seqs(rig) == 0;
+}
+
+void rig_until_free(struct rig *rig)
+{
+    rig_until(rig, nothing_held, NULL, "every sequence released");
+}
+
+/* ---- clients ---- */
+
+void rig_dial(struct rig *rig, int i)
+{
+    const struct esp_link_options options = {.type = ESP_LINK_DIAL};
+    struct esp_err err;
+
+    if (rig->c[i].link)
+        return;
+    must(esp_link_create(&rig->c[i].link, rig->net, &options, &err), &err, "link");
+    must(esp_link_connect(rig->c[i].link, rig->at, &err), &err, "connect");
+}
+
+void rig_hang_up(struct rig *rig, int i)
+{
+    struct rig_client *c = &rig->c[i];
+
+    for (uint32_t k = 0; k < c->n_inbox; k++) {
+        esp_msg_finish(c->inbox[k]);
+        free(c->inbox[k]);
+    }
+    esp_link_destroy(&c->link);
+    memset(c, 0, sizeof *c);
+}
+
+static void *slurp(size_t *n, const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    char *data = malloc(1 << 20);
+
+    if (!f || !data)
+        fail_msg("%s: cannot be read", path);
+    *n = fread(data, 1, 1 << 20, f);
+    fclose(f);
+    return data;
+}
+
+void rig_request(struct rig *rig, int i, struct esp_msg_request *request, ...)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_REQUEST};
+    const char *names[ESP_MAX_BLOBS];
+    struct esp_err err;
+    va_list ap;
+
+    rig_dial(rig, i);
+    msg.request = *request;
+    va_start(ap, request);
+    for (const char *name = va_arg(ap, const char *); name; name = va_arg(ap, const char *)) {
+        char path[256];
+
+        snprintf(path, sizeof path, "%s/%s", strchr(name, '/') ? "." : RIG_MODEL "/images", name);
+        names[msg.n_blobs] = name;
+        msg.blob[msg.n_blobs].data = slurp(&msg.blob[msg.n_blobs].n_bytes, path);
+        msg.n_blobs++;
+    }
+    va_end(ap);
+    msg.request.n_images = msg.n_blobs;
+    msg.request.image_names = names;
+    must(esp_link_send(rig->c[i].link, NULL, &msg, &err), &err, "request");
+    for (uint32_t k = 0; k < msg.n_blobs; k++)
+        free((void *)msg.blob[k].data);
+}
+
+void rig_cancel(struct rig *rig, int i, uint64_t session)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_CANCEL};
+    struct esp_err err;
+
+    msg.cancel.session = session;
+    must(esp_link_send(rig->c[i].link, NULL, &msg, &err), &err, "cancel");
+}
+
+const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind)
+{
+    const long until = now_ms() + RIG_DEADLINE_MS;
+    struct rig_client *c = &rig->c[i];
+
+    for (;;) {
+        while (c->n_read < c->n_inbox) {
+            const struct esp_msg *m = c->inbox[c->n_read++];
+
+            if (m->kind == kind)
+                return m;
+            if (m->kind == ESP_MSG_ERROR)
+                fail_msg("client %d waits for a %s and got the error: %s", i, esp_msg_name(kind),
+                         m->error.text);
+            if (m->kind == ESP_MSG_DONE || m->kind == ESP_MSG_STATUS)
+                fail_msg("client %d waits for a %s and got a %s", i, esp_msg_name(kind),
+                         esp_msg_name(m->kind));
+        }
+        if (now_ms() > until)
+            fail_msg("client %d waits in vain for a %s", i, esp_msg_name(kind));
+        rig_pump(rig, 20);
+    }
+}
+
+void rig_take_error(struct rig *rig, int i, uint64_t session, esp_status code, const char *fragment)
+{
+    const struct esp_msg *m = rig_take(rig, i, ESP_MSG_ERROR);
+
+    if (m->error.session != session || m->error.code != code || !strstr(m->error.text, fragment))
+        fail_msg("error of session %llu, %s: \"%s\"; expected session %llu, %s: \"...%s...\"",
+                 (unsigned long long)m->error.session, esp_status_name(m->error.code), m->error.text,
+                 (unsigned long long)session, esp_status_name(code), fragment);
+}
+
+uint32_t rig_count(const struct rig *rig, int i, enum esp_msg_kind kind)
+{
+    uint32_t n = 0;
+
+    for (uint32_t k = 0; k < rig->c[i].n_inbox; k++)
+        n += rig->c[i].inbox[k]->kind == kind;
+    return n;
+}

@@ -1,0 +1,136 @@
+/**
+ * A real espalier-coordinator as a child process, and scripted workers and clients in the test, over real
+ * sockets.
+ *
+ * The workers compute nothing: together they are one fake language model, whose logits are a hash of the
+ * tokens of a sequence, and they keep books of sequences and pictures as stages do, so that a wrong position,
+ * a fork of the dead or a leak fails the test. Everything is driven by rig_pump from the test's one thread;
+ * waits have a deadline of RIG_DEADLINE_MS and look at conditions, never at time alone.
+ */
+#ifndef ESP_TEST_COORDINATOR_RIG_H
+#define ESP_TEST_COORDINATOR_RIG_H
+
+#include <sys/types.h>
+
+#include "model/checkpoint.h"
+#include "proto/link.h"
+
+#define RIG_DEADLINE_MS 30000
+#define RIG_MODEL       "tests/golden/data/tiny"
+#define RIG_VOCAB       5568
+#define RIG_EOS         1
+#define RIG_IMAGE_ROWS  16
+#define RIG_WORKERS     4
+#define RIG_CLIENTS     4
+#define RIG_HELD        16
+#define RIG_SEQS        256
+#define RIG_SEQ_TOKENS  2048
+#define RIG_INBOX       4096
+#define RIG_BLOCK       16 /* tokens of a KV block */
+
+struct rig_worker {
+    struct esp_link *link;
+    char name[16], endpoint[128];
+    bool welcome, bye;
+    struct esp_msg_place place; /* the last one; epoch 0: none yet */
+    char next_enc[128], features_to[128], next_dec[128];
+    uint32_t n_places;
+    esp_status error; /* the last Error it was sent */
+    char error_text[ESP_ERR_TEXT_MAX];
+    /* What it does not do: the test does it, or nobody. */
+    bool mute;       /* sends no heartbeat */
+    bool hold_ready; /* leaves a Place unanswered */
+    bool hold_work;  /* keeps Encode and Step in `held` */
+    uint32_t kv_blocks;
+    struct esp_msg held[RIG_HELD];
+    uint32_t n_held;
+};
+
+struct rig_client {
+    struct esp_link *link;
+    struct esp_msg *inbox[RIG_INBOX]; /* all that came, in order */
+    uint32_t n_inbox, n_read;
+};
+
+struct rig_seq {
+    uint64_t id;
+    uint32_t n_tok, n_prefix;
+    uint32_t tok[RIG_SEQ_TOKENS];
+};
+
+struct rig {
+    char dir[64], at[ESP_MAX_ENDPOINT + 1];
+    pid_t pid; /* of the coordinator; 0: it has ended */
+    int exit;
+    struct esp_net *net;
+    uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
+    struct rig_worker w[RIG_WORKERS];
+    struct rig_client c[RIG_CLIENTS];
+    struct rig_seq *seq[RIG_SEQS];
+    uint64_t image[256];
+    uint32_t n_images, n_encodes;
+    uint64_t last_step;
+    uint32_t max_rows; /* of any step */
+    long beat_at;
+};
+
+int rig_setup(void **state);
+int rig_teardown(void **state);
+
+/** Starts the coordinator with more arguments, up to a NULL. */
+void rig_start(struct rig *rig, const char *arg, ...);
+
+/** Sends it SIGTERM and waits; its exit status. */
+int rig_stop(struct rig *rig);
+
+/** Dials as worker i, "wI", and says hello. */
+void rig_hello(struct rig *rig, int i);
+/** Hello, and waits until the whole cluster of n workers is placed. */
+void rig_join(struct rig *rig, int n);
+/** Leaves without a word. */
+void rig_vanish(struct rig *rig, int i);
+
+/** Serves every socket once, waiting at most ms. */
+void rig_pump(struct rig *rig, int ms);
+
+/** Pumps until cond(rig, arg) holds. */
+void rig_until(struct rig *rig, bool (*cond)(struct rig *rig, void *arg), void *arg, const char *what);
+
+/** Worker i sends a message. */
+void rig_send(struct rig *rig, int i, struct esp_msg *msg);
+
+/** Does the work that worker i has held: all of it, in order; hold_work is off from here. */
+void rig_resume(struct rig *rig, int i);
+
+/** What the model says after these tokens: f32[RIG_VOCAB]. */
+void rig_logits(float *out, const uint32_t *tok, uint32_t n_tok);
+
+/** The Result for a step, as the model has it; allocated, free with rig_result_finish. */
+void rig_result(struct rig *rig, struct esp_msg *out, const struct esp_msg *step);
+void rig_result_finish(struct esp_msg *out);
+
+/** Client i dials, if it has not yet. */
+void rig_dial(struct rig *rig, int i);
+void rig_hang_up(struct rig *rig, int i);
+
+/** Sends a Request with these pictures of the golden data ("scene_a.png"), up to a NULL. */
+void rig_request(struct rig *rig, int i, struct esp_msg_request *request, ...);
+void rig_cancel(struct rig *rig, int i, uint64_t session);
+
+/**
+ * The next message of this kind to client i; others of `session`... are skipped if they are Waiting,
+ * Accepted, Token or Trace, otherwise they fail the test. Kept by the rig.
+ */
+const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind);
+
+/** Takes an Error for a session and checks code and a part of the text. */
+void rig_take_error(struct rig *rig, int i, uint64_t session, esp_status code, const char *fragment);
+
+/** How many messages of a kind client i has got. */
+uint32_t rig_count(const struct rig *rig, int i, enum esp_msg_kind kind);
+
+/** Pumps until the workers hold no sequence. */
+void rig_until_free(struct rig *rig);
+uint32_t rig_n_seqs(const struct rig *rig);
+
+#endif

@@ -62,13 +62,18 @@ void esp_term_clear(struct esp_term *term)
 
 void esp_term_line(struct esp_term *term, const char *fmt, ...)
 {
+    char line[4096];
     va_list ap;
 
-    esp_term_clear(term);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    vsnprintf(line, sizeof line, fmt, ap);
     va_end(ap);
-    fputc('\n', stderr);
+    for (char *p = line; *p; p++) { /* part of it may be a peer's words */
+        if (((unsigned char)*p < 0x20 && *p != '\t' && *p != '\n') || *p == 0x7f)
+            *p = '?';
+    }
+    esp_term_clear(term);
+    fprintf(stderr, "%s\n", line);
 }
 
 static esp_status flush_stdout(struct esp_err *err)

@@ -6,9 +6,9 @@
 #include "cli/signals.h"
 
 #define DEFAULT_BIND "tcp://127.0.0.1:5550"
-#define LOOK_MS      250  /* between two looks at a cluster that is not ready */
-#define WATCH_MS     2000 /* and at one that is */
-#define STATUS_MS    10000
+#define LOOK_MS      250   /* between two looks at a cluster that is not ready */
+#define WATCH_MS     2000  /* and at one that is */
+#define STATUS_MS    60000 /* its own end is noticed at once; this is for one that hangs */
 
 static const struct esp_command_help help = {
     .name = "up",
@@ -63,6 +63,7 @@ static void tell(struct up *up, const struct esp_msg_status *s)
 static esp_status watch(struct up *up, struct esp_err *err)
 {
     struct esp_msg status;
+    struct esp_err more;
     esp_status st = esp_client_status(&status, up->client, STATUS_MS, err);
 
     if (st == ESP_OK) {
@@ -70,10 +71,17 @@ static esp_status watch(struct up *up, struct esp_err *err)
         esp_msg_finish(&status);
         st = esp_client_sleep(up->client, up->ready ? WATCH_MS : LOOK_MS, err);
     }
-    if (st == ESP_E_CLOSED && !esp_embed_headless(up->embed) && esp_embed_n_alive(up->embed) > 0) {
-        esp_term_line(&up->term, "espalier up: %s; %u workers go on", err->text,
-                      esp_embed_n_alive(up->embed));
-        st = ESP_OK;
+    if (st != ESP_E_CLOSED)
+        return st;
+    if (!esp_embed_headless(up->embed) && esp_embed_n_alive(up->embed) > 0) {
+        esp_term_line(&up->term, "espalier up: %s; %u of %u workers are left", err->text,
+                      esp_embed_n_alive(up->embed), up->where.workers);
+        return ESP_OK;
+    }
+    while (esp_embed_pump(up->embed, &more) ==
+           ESP_E_CLOSED) { /* who else ended: the coordinator comes last */
+        esp_term_line(&up->term, "espalier up: %s", err->text);
+        *err = more;
     }
     return st;
 }

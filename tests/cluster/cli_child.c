@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -25,18 +26,16 @@ long child_now_ms(void)
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-void child_start(struct child *c, const char *program, const char *stdin_file, const char *const *args)
+/* @param out_fd, err_fd  the child's; closed here */
+static void start(struct child *c, const char *program, const char *stdin_file, const char *const *args,
+                  int out_fd, int err_fd)
 {
     char *argv[MAX_ARGS + 2] = {(char *)(uintptr_t)program};
-    int out[2], err[2];
 
-    memset(c, 0, sizeof *c);
     for (size_t i = 0; args[i]; i++) {
         assert_true(i < MAX_ARGS);
         argv[1 + i] = (char *)(uintptr_t)args[i];
     }
-    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
-    assert_int_equal(pipe2(err, O_CLOEXEC), 0);
     c->started_ms = child_now_ms();
     c->pid = fork();
     assert_true(c->pid >= 0);
@@ -44,21 +43,49 @@ void child_start(struct child *c, const char *program, const char *stdin_file, c
         int in = open(stdin_file ? stdin_file : "/dev/null", O_RDONLY);
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         dup2(in, 0);
-        dup2(out[1], 1);
-        dup2(err[1], 2);
+        dup2(out_fd, 1);
+        dup2(err_fd, 2);
         unsetenv("ESPALIER_MODEL");
+        setenv("TERM", "xterm", 1);
         execv(program, argv);
         _exit(125);
     }
-    close(out[1]);
-    close(err[1]);
-    c->fd[0] = out[0];
-    c->fd[1] = err[0];
+    close(out_fd);
+    if (err_fd != out_fd)
+        close(err_fd);
     for (int i = 0; i < 2; i++) {
-        fcntl(c->fd[i], F_SETFL, O_NONBLOCK);
+        if (c->fd[i] >= 0)
+            fcntl(c->fd[i], F_SETFL, O_NONBLOCK);
         c->text[i] = calloc(1, CHILD_MAX_OUTPUT + 1);
         assert_non_null(c->text[i]);
     }
+}
+
+void child_start(struct child *c, const char *program, const char *stdin_file, const char *const *args)
+{
+    int out[2], err[2];
+
+    memset(c, 0, sizeof *c);
+    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(err, O_CLOEXEC), 0);
+    c->fd[0] = out[0];
+    c->fd[1] = err[0];
+    start(c, program, stdin_file, args, out[1], err[1]);
+}
+
+void child_start_on_terminal(struct child *c, const char *program, const char *const *args)
+{
+    struct winsize size = {.ws_row = 24, .ws_col = 80};
+    int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC), slave;
+
+    memset(c, 0, sizeof *c);
+    assert_true(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
+    slave = open(ptsname(master), O_RDWR | O_NOCTTY | O_CLOEXEC);
+    assert_true(slave >= 0);
+    assert_int_equal(ioctl(slave, TIOCSWINSZ, &size), 0);
+    c->fd[0] = -1;
+    c->fd[1] = master;
+    start(c, program, NULL, args, slave, slave);
 }
 
 /* True when something came. */
@@ -69,9 +96,9 @@ static bool read_output(struct child *c)
     for (int i = 0; i < 2; i++) {
         while (c->fd[i] >= 0) {
             ssize_t n = read(c->fd[i], c->text[i] + c->n[i], CHILD_MAX_OUTPUT - c->n[i]);
-            if (n < 0)
+            if (n < 0 && errno != EIO) /* EIO: a terminal that everyone has closed */
                 break;
-            if (n == 0) {
+            if (n <= 0) {
                 close(c->fd[i]);
                 c->fd[i] = -1;
                 break;

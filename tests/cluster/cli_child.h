@@ -32,6 +32,10 @@ struct child {
  */
 void child_start(struct child *c, const char *program, const char *stdin_file, const char *const *args);
 
+/** The same with a terminal for stdout and stderr: what comes is all in text[1]; TERM is "xterm", 80 columns.
+ */
+void child_start_on_terminal(struct child *c, const char *program, const char *const *args);
+
 /** What the test wants done when something happens; NULL fields do nothing. */
 struct script {
     void *self;

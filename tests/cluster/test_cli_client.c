@@ -366,6 +366,56 @@ static void test_stream(void **state)
     child_finish(&c);
 }
 
+/* On a terminal: progress comes and is erased, timing is told, and the answer's control characters do
+ * nothing. */
+static void stream_escapes(struct script *s, struct child *c, const struct esp_peer *from,
+                           const struct esp_msg *msg)
+{
+    static const struct esp_hypothesis best = {.text = "a\033[2Jb\xc2\x9b"
+                                                       "c",
+                                               .finish = "eos",
+                                               .n_ids = 3,
+                                               .ids = best_ids,
+                                               .n_logprobs = 4,
+                                               .logprobs = best_logprobs};
+    static struct esp_msg m = {.kind = ESP_MSG_WAITING};
+    struct fake *f = s->self;
+
+    if (!is_request(f, from, msg))
+        return;
+    m.waiting = (struct esp_msg_waiting){f->session, "loading weights", 25u << 20, 100u << 20};
+    tell(f, &m);
+    tell_accepted(f);
+    tell_token(f, best.text);
+    tell_done(f, &best, 1);
+}
+
+static void test_terminal(void **state)
+{
+    static const char *const in_order[] = {"\rloading weights: 25 %, 25 of 100 MiB\033[K",
+                                           "\r\033[K",
+                                           "w0: encoder 0-13",
+                                           "a?[2Jb?c\r\n",
+                                           "prefill 0.25 s (37 tokens)",
+                                           "tokens/s"};
+    struct fake *f = *state;
+    struct child c;
+    const char *at;
+
+    f->script.heard = stream_escapes;
+    child_start_on_terminal(&c, ESPALIER,
+                            (const char *[]){"run", "--connect", f->endpoint, "caption en", NULL});
+    child_wait(&c, &f->script);
+    child_expect(&c, "terminal", 0, NULL, NULL);
+    at = ERR(&c);
+    for (size_t i = 0; i < sizeof in_order / sizeof in_order[0]; i++) {
+        at = strstr(at, in_order[i]);
+        if (!at)
+            fail_msg("number %zu is missing, or not where it should be, in:\n%s", i, ERR(&c));
+    }
+    child_finish(&c);
+}
+
 static const struct esp_hypothesis hypotheses[2] = {
     {.text = "a \"cat\"\n",
      .finish = "eos",
@@ -735,6 +785,7 @@ int main(void)
         TEST(test_request),
         TEST(test_prompt_from_stdin),
         TEST(test_stream),
+        TEST(test_terminal),
         TEST(test_json),
         TEST(test_json_beams),
         TEST(test_beams_are_printed_at_the_end),

@@ -358,6 +358,49 @@ static void test_killed(void **state)
     remove_runtime_dir(p);
 }
 
+static void int_when_told(struct script *s, struct child *c)
+{
+    struct place *p = s->self;
+
+    if (!p->acted && strstr(ERR(c), "workers are left")) {
+        p->acted = true;
+        kill(c->pid, SIGINT);
+    }
+}
+
+/* `up` survives a worker, is ended well by Ctrl-C, and does not go on without any worker. */
+static void test_up(void **state)
+{
+    struct place *p = *state;
+    struct child c;
+    const char *const args[] = {"up", "--model", TINY, "--bind", "tcp://127.0.0.1:5997", NULL};
+
+    setenv("FAKE_w1", "exit", 1);
+    p->script.printed = int_when_told;
+    run(p, &c, args);
+    child_expect(&c, "up", 0,
+                 "espalier up: w1 ended with status 3; its last words: no such device: Voodoo 2; 1 of 2",
+                 NULL);
+    expect_nothing_left(p, ANY, true);
+    assert_non_null(strstr(arguments(p, "coordinator"), " --bind tcp://127.0.0.1:5997 "));
+    assert_non_null(strstr(arguments(p, "w1"), " --connect tcp://127.0.0.1:5997 "));
+    assert_non_null(strstr(arguments(p, "w1"), " --bind ipc://"));
+    child_finish(&c);
+
+    p->script.printed = NULL;
+    setenv("FAKE_w0", "exit", 1);
+    run(p, &c, args);
+    child_expect(&c, "up without workers", 1, "espalier up: w", NULL);
+    child_finish(&c);
+
+    unsetenv("FAKE_w0");
+    setenv("FAKE_coordinator", "exit", 1);
+    run(p, &c, args);
+    child_expect(&c, "up without a coordinator", 1, "espalier up: coordinator ended with status 3", NULL);
+    expect_nothing_left(p, ANY, true);
+    child_finish(&c);
+}
+
 static void test_no_daemons(void **state)
 {
     struct place *p = *state;
@@ -384,7 +427,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_arguments), TEST(test_defaults), TEST(test_early_end),  TEST(test_stubborn),
-        TEST(test_at_once),   TEST(test_killed),   TEST(test_no_daemons),
+        TEST(test_at_once),   TEST(test_killed),   TEST(test_no_daemons), TEST(test_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,7 +2,7 @@
  * ZeroMQ sockets with our limits.
  *
  * What libzmq does for us: framing, queues, reconnecting, dropping a peer whose frame passes ZMQ_MAXMSGSIZE
- * before memory is asked for, and ending connections that have gone silent. What it does not: the number of
+ * before memory is asked for. What it does not: the number of
  * frames in a message has no limit while it arrives (a message becomes visible as a whole), so who can
  * connect can make us hold frames. That is one more reason why an endpoint that strangers reach is refused
  * without keys.
@@ -23,11 +23,11 @@
 #include <string.h>
 #include <zmq.h>
 
-/* libzmq's own heartbeats end half-open connections. A peer's answer may have to wait behind a frame on a
- * slow wire, so they are patient; that a worker is alive and working is for Heartbeat messages to say, which
- * are not. */
-#define PING_MS          2000
-#define PING_TIMEOUT_MS  30000
+/* Half-open connections are ended by TCP's own probes and retransmission limits. Not by ZMQ_HEARTBEAT_IVL:
+ * libzmq 4.3.4 aborts the process when a ping falls due on a connection whose peer left while its messages
+ * filled our queue (out_event asserts !_io_error), and it takes a peer for dead whose pong waits behind such
+ * a queue. Nor by ZMQ_TCP_MAXRT, which ends a connection whose receiver takes nothing for a while, and that
+ * is how a slow stage pushes back. That a worker is alive and working is for Heartbeat messages to say. */
 #define CONNECT_MS       5000
 #define RECONNECT_MS     100
 #define RECONNECT_MAX_MS 2000
@@ -121,9 +121,6 @@ static esp_status set_options(struct esp_link *link, const struct esp_link_optio
         {ZMQ_RECONNECT_IVL, RECONNECT_MS, "ZMQ_RECONNECT_IVL", false},
         {ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS, "ZMQ_RECONNECT_IVL_MAX", false},
         {ZMQ_CONNECT_TIMEOUT, CONNECT_MS, "ZMQ_CONNECT_TIMEOUT", false},
-        {ZMQ_HEARTBEAT_IVL, PING_MS, "ZMQ_HEARTBEAT_IVL", false},
-        {ZMQ_HEARTBEAT_TIMEOUT, PING_TIMEOUT_MS, "ZMQ_HEARTBEAT_TIMEOUT", false},
-        {ZMQ_HEARTBEAT_TTL, PING_TIMEOUT_MS, "ZMQ_HEARTBEAT_TTL", false},
         {ZMQ_TCP_KEEPALIVE, 1, "ZMQ_TCP_KEEPALIVE", false},
         {ZMQ_TCP_KEEPALIVE_IDLE, 30, "ZMQ_TCP_KEEPALIVE_IDLE", false}, /* seconds */
         {ZMQ_TCP_KEEPALIVE_INTVL, 10, "ZMQ_TCP_KEEPALIVE_INTVL", false},

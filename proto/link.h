@@ -1,7 +1,7 @@
 /**
  * Sockets: the one place that sees zmq.h.
  *
- * A link is one ZeroMQ socket with our limits set (maximum message size, high-water marks, linger, heartbeats) that
+ * A link is one ZeroMQ socket with our limits set (maximum message size, high-water marks, linger) that
  * sends and receives whole checked messages. One thread owns a link. Nothing here blocks but esp_link_wait, and
  * esp_net_destroy for as long as its links were told to linger.
  *

@@ -703,8 +703,25 @@ enum {
     PRESSURE_ROWS = 4096
 }; /* 64 KiB of rows a step: far more than queues and socket buffers hold */
 
+/** Fills a worker's queue with noise from one peer, which then vanishes. */
+static void flood_and_vanish(struct rig *rig, int i)
+{
+    const struct esp_link_options options = {.type = ESP_LINK_DIAL, .identity = "mallory"};
+    struct esp_link *link;
+
+    assert_int_equal(esp_link_create(&link, rig->net, &options, NULL), ESP_OK);
+    assert_int_equal(esp_link_connect(link, rig->w[i].endpoint, NULL), ESP_OK);
+    for (int n = 0; n < 1000; n++) {
+        struct esp_msg msg = {.kind = ESP_MSG_BYE, .bye = {.why = "noise"}};
+        if (esp_link_send(link, NULL, &msg, NULL) == ESP_E_LIMIT)
+            usleep(1000);
+    }
+    esp_link_destroy(&link);
+}
+
 /* The last stage takes nothing for a while. Nothing is lost, nothing overtakes, and w0 gets its turn again.
- */
+ * Meanwhile w1 reads no data; a peer that leaves with its queue there full must not matter (libzmq's pings
+ * made it abort). */
 static void test_back_pressure(void **state)
 {
     struct rig *rig = *state;
@@ -731,6 +748,8 @@ static void test_back_pressure(void **state)
         rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_RELEASE, .release = {1, 1, 0, seqs, NULL}});
     }
     rig_expect_silence(rig, 200); /* no Error: all of it waits somewhere */
+    flood_and_vanish(rig, 1);
+    rig_expect_silence(rig, 3000);
     for (uint64_t id = 1; id <= N_STEPS; id++) {
         for (int kind = 0; kind < 2; kind++) {
             struct esp_err err;
@@ -790,7 +809,7 @@ static void test_coordinator_floods(void **state)
 
 #define WITH_RIG(test) cmocka_unit_test_setup_teardown(test, rig_setup, rig_teardown)
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         WITH_RIG(test_join_and_leave),
@@ -812,5 +831,7 @@ int main(void)
         WITH_RIG(test_back_pressure),
         WITH_RIG(test_coordinator_floods),
     };
+    if (argc > 1) /* a pattern, to run one */
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -397,13 +397,13 @@ void esp_ask_close(struct esp_ask *ask)
 void esp_ask_waiting(struct esp_ask *ask, const struct esp_msg_waiting *waiting)
 {
     const double mib = 1.0 / (1 << 20);
+    const double part = waiting->done < waiting->total ? (double)waiting->done / (double)waiting->total : 1;
 
     if (waiting->total == 0)
         esp_term_progress(&ask->term, "%s", waiting->what);
     else if (strstr(waiting->what, "load")) /* counts bytes */
-        esp_term_progress(&ask->term, "%s: %.0f %%, %.0f of %.0f MiB", waiting->what,
-                          100.0 * (double)waiting->done / (double)waiting->total, (double)waiting->done * mib,
-                          (double)waiting->total * mib);
+        esp_term_progress(&ask->term, "%s: %.0f %%, %.0f of %.0f MiB", waiting->what, 100.0 * part,
+                          (double)waiting->done * mib, (double)waiting->total * mib);
     else
         esp_term_progress(&ask->term, "%s: %llu of %llu", waiting->what, (unsigned long long)waiting->done,
                           (unsigned long long)waiting->total);

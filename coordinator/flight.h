@@ -47,8 +47,9 @@ esp_status esp_flight_create(struct esp_flight **out, uint64_t epoch, uint64_t i
 void esp_flight_destroy(struct esp_flight **flight);
 
 /**
- * Holds a Result against its step: the rows asked for in that order, as many candidates as asked for, ids
- * inside of the vocabulary and in their order, every number finite, the full rows that were asked for.
+ * Holds a Result, which esp_wire_unpack has passed, against its step: the rows asked for in that order, as
+ * many candidates as asked for, ids inside of the vocabulary, the full rows that were asked for, all of them
+ * finite.
  *
  * @param full  f32[n_full, V], aligned, or NULL
  * Errors: ESP_E_PROTO, with what is wrong: the sender is broken or lying.

@@ -659,7 +659,6 @@ static void test_refusals(void **state)
         {{.max_tokens = 5, .sampling = {.has_length_penalty = true}}, NULL, ESP_E_ARG, "--length-penalty"},
         {{.max_tokens = 5, .sampling = {.has_eos = true, .eos = 9999}}, NULL, ESP_E_ARG, "--eos 9999"},
         {{.max_tokens = 5, .sampling = {.ban = out_of_range, .n_ban = 1}}, NULL, ESP_E_ARG, "5568"},
-        {{.max_tokens = 0}, NULL, ESP_E_ARG, "--max-tokens"},
         {{.score = true, .suffix = "", .no_eos = true}, NULL, ESP_E_ARG, "nothing to score"},
         {{.max_tokens = 5}, "tests/golden/data/tiny/config.json", ESP_E_FORMAT, "tiny/config.json"},
         {{.max_tokens = 5000}, "scene_a.png", ESP_E_LIMIT, "--context"},

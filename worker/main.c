@@ -1,0 +1,362 @@
+/* espalier-worker: a device that holds some of a model's layers. Arguments, set-up and exit status; the rest
+ * is serve.c. */
+#include <ctype.h>
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "model/checkpoint.h"
+#include "proto/link.h"
+#include "proto/log.h"
+#include "worker/address.h"
+#include "worker/serve.h"
+#include "worker/vk_device.h"
+
+#define STOP_TIMEOUT_MS 1500 /* who starts us waits two seconds before it kills */
+
+static const char help[] =
+    "Usage: espalier-worker --model DIR --connect ENDPOINT [options]\n"
+    "       espalier-worker --list-devices [--json]\n"
+    "\n"
+    "Runs the layers of a model that a coordinator places here, on one Vulkan device. Keeps dialling while "
+    "the\n"
+    "coordinator is away. Logs to stderr; prints nothing to stdout but --list-devices and --help.\n"
+    "\n"
+    "  --model DIR          checkpoint directory; must be the coordinator's model\n"
+    "  --connect ENDPOINT   the coordinator: tcp://HOST:PORT or ipc://PATH\n"
+    "  --name NAME          1 to 63 of [A-Za-z0-9._-], unique in the cluster; default HOST-PID\n"
+    "  --bind ENDPOINT      where other workers reach this one; default: a private socket if --connect is "
+    "ipc://, else\n"
+    "                       any free port on the address that faces the coordinator\n"
+    "  --device D           index or part of the name as in --list-devices; default: the best there is\n"
+    "  --memory MIB         device memory to fill at most; default: what the driver offers\n"
+    "  --insecure           bind an address that other machines reach, though there are no keys: whoever "
+    "reaches it\n"
+    "                       can use it\n"
+    "  --die-with-parent    be killed when the process that started this one ends\n"
+    "  --log-level LEVEL    error, warn, info (default), debug or trace\n"
+    "  --list-devices       print the Vulkan devices, usable or not and why, and exit\n"
+    "  --json               with --list-devices: as JSON\n"
+    "  --help, --version\n"
+    "\n"
+    "Exit status: 0 after SIGTERM, SIGINT or the coordinator's Bye; 1 failed (stderr says why); 2 bad "
+    "usage.\n";
+
+struct args {
+    const char *model, *connect, *name, *bind, *device;
+    uint64_t memory_bytes;
+    bool insecure, die_with_parent, list, json;
+    enum esp_log_level level;
+};
+
+static int usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+static int usage(const char *fmt, ...)
+{
+    va_list ap;
+
+    fputs("espalier-worker: ", stderr);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fputs("\nTry espalier-worker --help.\n", stderr);
+    return 2;
+}
+
+static bool is_name(const char *s)
+{
+    size_t n = strlen(s);
+
+    for (size_t i = 0; i < n; i++) {
+        if (!isalnum((unsigned char)s[i]) && !strchr("._-", s[i]))
+            return false;
+    }
+    return n >= 1 && n <= ESP_MAX_NAME;
+}
+
+static bool is_endpoint(const char *s)
+{
+    return strlen(s) <= ESP_MAX_ENDPOINT && (strncmp(s, "tcp://", 6) == 0 || strncmp(s, "ipc://", 6) == 0) &&
+           s[6];
+}
+
+/** -1: go on; else the exit status. */
+static int parse(struct args *a, int argc, char **argv)
+{
+    enum {
+        MODEL = 256,
+        CONNECT,
+        NAME,
+        BIND,
+        DEVICE,
+        MEMORY,
+        INSECURE,
+        DIE,
+        LEVEL,
+        LIST,
+        JSON,
+        HELP,
+        VERSION
+    };
+    static const struct option options[] = {
+        {"model", required_argument, NULL, MODEL},
+        {"connect", required_argument, NULL, CONNECT},
+        {"name", required_argument, NULL, NAME},
+        {"bind", required_argument, NULL, BIND},
+        {"device", required_argument, NULL, DEVICE},
+        {"memory", required_argument, NULL, MEMORY},
+        {"insecure", no_argument, NULL, INSECURE},
+        {"die-with-parent", no_argument, NULL, DIE},
+        {"log-level", required_argument, NULL, LEVEL},
+        {"list-devices", no_argument, NULL, LIST},
+        {"json", no_argument, NULL, JSON},
+        {"help", no_argument, NULL, HELP},
+        {"version", no_argument, NULL, VERSION},
+        {NULL, 0, NULL, 0},
+    };
+    unsigned long long mib;
+    char *end;
+    int c;
+
+    memset(a, 0, sizeof *a);
+    a->level = ESP_LOG_INFO;
+    opterr = 0;
+    while ((c = getopt_long(argc, argv, ":", options, NULL)) != -1) {
+        switch (c) {
+        case MODEL:
+            a->model = optarg;
+            break;
+        case CONNECT:
+            a->connect = optarg;
+            break;
+        case NAME:
+            a->name = optarg;
+            break;
+        case BIND:
+            a->bind = optarg;
+            break;
+        case DEVICE:
+            a->device = optarg;
+            break;
+        case MEMORY:
+            errno = 0;
+            mib = strtoull(optarg, &end, 10);
+            if (!isdigit((unsigned char)*optarg) || *end || errno || mib == 0 || mib > UINT64_MAX >> 20)
+                return usage("--memory %s: not a number of MiB", optarg);
+            a->memory_bytes = (uint64_t)mib << 20;
+            break;
+        case INSECURE:
+            a->insecure = true;
+            break;
+        case DIE:
+            a->die_with_parent = true;
+            break;
+        case LEVEL:
+            if (!esp_log_level_parse(&a->level, optarg))
+                return usage("--log-level %s: takes error, warn, info, debug or trace", optarg);
+            break;
+        case LIST:
+            a->list = true;
+            break;
+        case JSON:
+            a->json = true;
+            break;
+        case HELP:
+            fputs(help, stdout);
+            return 0;
+        case VERSION:
+            puts("espalier-worker " ESP_VERSION);
+            return 0;
+        case ':':
+            return usage("%s needs a value", argv[optind - 1]);
+        default:
+            return usage("%s: no such option", argv[optind - 1]);
+        }
+    }
+    if (optind < argc)
+        return usage("%s: takes no such argument", argv[optind]);
+    if (a->list)
+        return -1;
+    if (a->json)
+        return usage("--json goes with --list-devices");
+    if (!a->model || !a->connect)
+        return usage("%s is missing", a->model ? "--connect" : "--model");
+    if (!is_endpoint(a->connect))
+        return usage("--connect %s: not tcp://HOST:PORT or ipc://PATH", a->connect);
+    if (a->bind && !is_endpoint(a->bind))
+        return usage("--bind %s: not tcp://HOST:PORT or ipc://PATH", a->bind);
+    if (a->name && !is_name(a->name))
+        return usage("--name %s: takes 1 to 63 of [A-Za-z0-9._-]", a->name);
+    return -1;
+}
+
+/** HOST-PID, the host's name cut and cleaned to what a name may hold. */
+static void default_name(char out[ESP_MAX_NAME + 1])
+{
+    char host[40] = "";
+
+    if (gethostname(host, sizeof host - 1) != 0 || !host[0])
+        strcpy(host, "worker");
+    for (char *c = host; *c; c++) {
+        if (!isalnum((unsigned char)*c) && !strchr("._-", *c))
+            *c = '-';
+    }
+    snprintf(out, ESP_MAX_NAME + 1, "%s-%ld", host, (long)getpid());
+}
+
+/** Where the data socket goes when nobody said: private for ipc, else the address that faces the coordinator.
+ */
+static esp_status default_bind(char *out, size_t n_out, char *dir, size_t n_dir, const char *connect,
+                               struct esp_err *err)
+{
+    const char *base = getenv("XDG_RUNTIME_DIR");
+    char host[64];
+    esp_status st;
+
+    if (strncmp(connect, "ipc://", 6) != 0) {
+        st = esp_address_towards(host, sizeof host, connect, err);
+        if (!st)
+            snprintf(out, n_out, "tcp://%s:*", host);
+        return st;
+    }
+    if (!base || base[0] != '/' || strlen(base) > 64 ||
+        access(base, W_OK) != 0) /* a socket's path has 107 bytes */
+        base = "/tmp";
+    snprintf(dir, n_dir, "%s/espalier-worker-XXXXXX", base);
+    if (!mkdtemp(dir)) {
+        st = esp_fail(err, ESP_E_IO, "%s: %s", dir, strerror(errno));
+        dir[0] = '\0';
+        return st;
+    }
+    snprintf(out, n_out, "ipc://%s/data", dir);
+    return ESP_OK;
+}
+
+/** A descriptor that becomes readable on SIGTERM and SIGINT, which from here on end nothing by themselves. */
+static int stop_descriptor(void)
+{
+    sigset_t set;
+
+    signal(SIGPIPE, SIG_IGN); /* stderr may go away before us */
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) != 0) /* before any thread is made: they inherit it */
+        return -1;
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static esp_status work(const struct args *a, const struct esp_log *log, const char *name, bool *still_busy,
+                       struct esp_err *err)
+{
+    const struct esp_vk_options vk_options = {.memory_limit_bytes = a->memory_bytes, .force_class = -1};
+    struct esp_worker_options o = {.name = name,
+                                   .connect = a->connect,
+                                   .insecure = a->insecure,
+                                   .stop_timeout_ms = STOP_TIMEOUT_MS,
+                                   .stop_fd = -1,
+                                   .log = log};
+    char bind[ESP_MAX_ENDPOINT + 1], dir[128] = "", host[64];
+    struct esp_checkpoint *ck = NULL;
+    struct esp_vk *vk = NULL;
+    const struct esp_vk_report *report;
+    esp_status st;
+
+    o.stop_fd = stop_descriptor();
+    if (o.stop_fd < 0) {
+        st = esp_fail(err, ESP_E_IO, "signalfd: %s", strerror(errno));
+        goto done;
+    }
+    st = esp_checkpoint_open(&ck, a->model, err);
+    if (st)
+        goto done;
+    esp_checkpoint_fingerprint(ck, o.fingerprint);
+    st = esp_vk_open(&vk, a->device, &vk_options, log, err);
+    if (!st)
+        st = esp_vk_measure(vk, err);
+    if (st)
+        goto done;
+    report = esp_vk_report(vk);
+    o.device = (struct esp_msg_device){.name = report->name,
+                                       .driver = report->driver,
+                                       .variant = report->variant,
+                                       .type = report->type,
+                                       .memory_bytes = report->memory_bytes,
+                                       .max_alloc_bytes = report->max_alloc_bytes,
+                                       .bandwidth = report->bandwidth,
+                                       .matmul_rate = report->matmul_rate};
+    esp_log(log, ESP_LOG_INFO,
+            "device=\"%s\" driver=\"%s\" variant=%s memory_mib=%llu gb_s=%.1f gflop_s=%.0f", report->name,
+            report->driver, report->variant, (unsigned long long)(report->memory_bytes >> 20),
+            report->bandwidth * 1e-9, report->matmul_rate * 1e-9);
+    if (a->bind)
+        snprintf(bind, sizeof bind, "%s", a->bind);
+    else
+        st = default_bind(bind, sizeof bind, dir, sizeof dir, a->connect, err);
+    if (st)
+        goto done;
+    o.bind = bind;
+    if (strncmp(a->connect, "tcp://", 6) == 0 && !esp_address_towards(host, sizeof host, a->connect, NULL))
+        o.advertise_host = host;
+    st = esp_worker_serve(&o, vk, ck, still_busy, err);
+done:
+    if (dir[0]) {
+        unlink(bind + strlen("ipc://"));
+        rmdir(dir);
+    }
+    if (*still_busy) /* another thread is in the middle of these */
+        return st;
+    esp_vk_close(&vk);
+    esp_checkpoint_destroy(&ck);
+    if (o.stop_fd >= 0)
+        close(o.stop_fd);
+    return st;
+}
+
+int main(int argc, char **argv)
+{
+    pid_t parent = getppid();
+    struct args a;
+    struct esp_log log;
+    struct esp_err err = {0};
+    char name[ESP_MAX_NAME + 1];
+    bool still_busy = false;
+    esp_status st;
+    int rc = parse(&a, argc, argv);
+
+    if (rc >= 0)
+        return rc;
+    if (a.list) {
+        st = esp_vk_list(stdout, a.json, &err);
+        if (st)
+            fprintf(stderr, "espalier-worker: %s\n", err.text);
+        return st || fflush(stdout) != 0 ? 1 : 0;
+    }
+    if (a.die_with_parent) {
+        if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) {
+            fprintf(stderr, "espalier-worker: prctl: %s\n", strerror(errno));
+            return 1;
+        }
+        if (getppid() != parent) /* it went before the request stood */
+            return 1;
+    }
+    if (a.name)
+        snprintf(name, sizeof name, "%s", a.name);
+    else
+        default_name(name);
+    esp_log_init(&log, name);
+    log.level = a.level;
+    st = work(&a, &log, name, &still_busy, &err);
+    if (st)
+        fprintf(stderr, "espalier-worker: %s: %s\n", name, err.text);
+    if (still_busy)
+        _exit(st ? 1 : 0); /* exit would take away what that thread is using */
+    return st ? 1 : 0;
+}

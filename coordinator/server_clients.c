@@ -23,20 +23,38 @@ static size_t file_bytes(const struct esp_msg *msg)
     return n;
 }
 
+/* Bytes of the pixel values of n pictures. */
+static uint64_t pixel_bytes(const struct esp_server *sv, uint64_t n)
+{
+    const uint64_t side = sv->config->vision.image_size;
+
+    return n * 3 * side * side * sizeof(float);
+}
+
 static esp_status request_check(const struct esp_server *sv, const struct esp_peer *from,
                                 const struct esp_msg *msg, struct esp_err *err)
 {
+    const uint64_t n_image_rows = (uint64_t)msg->request.n_images * sv->config->vision.n_token;
+    uint64_t n_pictures = msg->request.n_images; /* whose pixels are or will be in memory */
     uint32_t n = 0;
 
-    for (const struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
+    for (const struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next) {
         n++;
+        if (s->with_thread || (s->job && s->job->pixels))
+            n_pictures += s->n_images;
+    }
     if (esp_sched_find(sv->sched, from, msg->request.id))
         return esp_fail(err, ESP_E_ARG, "request %" PRIu64 " is still being answered", msg->request.id);
     if (n >= ESP_SERVER_MAX_SESSIONS)
         return esp_fail(err, ESP_E_LIMIT, "%d requests are being served or wait already",
                         ESP_SERVER_MAX_SESSIONS);
-    if (file_bytes(msg) > ESP_SERVER_MAX_BYTES - sv->file_bytes)
-        return esp_fail(err, ESP_E_LIMIT, "%zu MiB of pictures wait already", sv->file_bytes >> 20);
+    if (n_image_rows > sv->cluster_opt.sizing.context)
+        return esp_fail(err, ESP_E_LIMIT,
+                        "%u pictures of %u tokens, the cluster's context is %u: raise --context",
+                        msg->request.n_images, sv->config->vision.n_token, sv->cluster_opt.sizing.context);
+    if (file_bytes(msg) > ESP_SERVER_MAX_BYTES - sv->file_bytes ||
+        pixel_bytes(sv, n_pictures) > ESP_SERVER_MAX_PIXEL_BYTES)
+        return esp_fail(err, ESP_E_LIMIT, "too many pictures wait already: try again later");
     if (sv->broken)
         return esp_fail(err, sv->why.code, "%s", sv->why.text);
     return esp_decode_check(&msg->request, sv->config->text.vocab, err);
@@ -410,9 +428,7 @@ static void tell_waiting(struct esp_server *sv, struct esp_session *s, double no
         due = false; /* its tokens are news enough */
     else
         due = new_what || done != s->what_done || total != s->what_total;
-    if (now - s->told_at < (due ? TELL_EVERY_S : TELL_AT_ALL_S) && s->told_at > 0)
-        return;
-    if (!due && s->told_at == 0)
+    if (now - s->told_at < (due ? TELL_EVERY_S : TELL_AT_ALL_S))
         return;
     msg.waiting = (struct esp_msg_waiting){.session = s->request, .what = what, .done = done, .total = total};
     if (tell(sv, s, &msg, now)) {

@@ -12,8 +12,9 @@
 #include "proto/link.h"
 #include "proto/log.h"
 
-#define ESP_SERVER_MAX_SESSIONS 256               /* that have not got their last message */
-#define ESP_SERVER_MAX_BYTES    ((size_t)1 << 30) /* of picture files waiting to be decoded */
+#define ESP_SERVER_MAX_SESSIONS    256                 /* that have not got their last message */
+#define ESP_SERVER_MAX_BYTES       ((size_t)1 << 30)   /* of picture files waiting to be decoded */
+#define ESP_SERVER_MAX_PIXEL_BYTES (UINT64_C(2) << 30) /* of decoded pictures waiting for the encoder */
 
 struct esp_server {
     struct esp_server_options opt;
@@ -31,7 +32,8 @@ struct esp_server {
     struct esp_sched *sched;
     struct esp_cluster cluster;
 
-    double start, ready_at; /* seconds; 0: not ready */
+    double ready_at;      /* seconds; 0: not ready */
+    double waiting_since; /* not ready since then: the start, or the loss of a stage */
     double next_beat;
     bool broken;        /* the workers are all there, and still the model cannot be placed */
     struct esp_err why; /* while not ready: what is missing, or broken */

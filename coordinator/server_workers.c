@@ -11,6 +11,8 @@
 static void not_ready(struct esp_server *sv, esp_status code, const char *text)
 {
     esp_fail(&sv->why, code, "%s", text);
+    if (sv->ready_at > 0)
+        sv->waiting_since = esp_server_now();
     sv->ready_at = 0;
 }
 
@@ -186,7 +188,7 @@ static void on_ready(struct esp_server *sv, struct esp_worker *w, const struct e
     room.max_encodes = ESP_CLUSTER_ENCODES;
     esp_sched_open(sv->sched, &room);
     esp_log(sv->log, ESP_LOG_INFO, "ready epoch=%" PRIu64 " stages=%u seconds=%.2f", sv->cluster.epoch,
-            sv->cluster.n_stages, sv->ready_at - sv->start);
+            sv->cluster.n_stages, sv->ready_at - sv->waiting_since);
 }
 
 /* A message of the data path must be of the present epoch: 0 do it, 1 drop it silently, -1 impossible. */
@@ -514,7 +516,7 @@ void esp_server_dispatch(struct esp_server *sv)
     }
     while ((s = esp_sched_admit(sv->sched, now))) {
         s->queued_from = s->prepared > sv->ready_at ? s->prepared : sv->ready_at;
-        s->load = s->arrived < sv->ready_at ? sv->ready_at - sv->start : 0;
+        s->load = s->arrived < sv->ready_at ? sv->ready_at - sv->waiting_since : 0;
         esp_log(sv->log, ESP_LOG_DEBUG, "session=%" PRIu64 " admitted rows=%u seqs=%u blocks=%" PRIu64, s->id,
                 esp_decode_first_rows(s->decode), s->n_seqs, s->n_blocks);
     }

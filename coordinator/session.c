@@ -24,7 +24,7 @@ esp_status esp_session_create(struct esp_session **out, uint64_t id, const struc
         esp_session_destroy(out);
         return esp_fail(err, ESP_E_NOMEM, "a session of %u pictures", request->n_images);
     }
-    s->arrived = now;
+    s->arrived = s->told_at = now;
     return ESP_OK;
 }
 

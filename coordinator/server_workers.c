@@ -127,11 +127,14 @@ static void fail_worker(struct esp_server *sv, struct esp_worker *w, esp_status 
 
 static void on_hello(struct esp_server *sv, const struct esp_peer *from, const struct esp_msg_hello *hello)
 {
-    struct esp_worker *w = hello->name ? esp_roster_named(sv->roster, hello->name) : NULL;
+    struct esp_worker *w = esp_roster_find(sv->roster, from);
     struct esp_msg msg = {.kind = ESP_MSG_WELCOME};
     struct esp_err err;
 
-    if (w && !esp_peer_equal(&w->peer, from)) {
+    if (w) /* it took us for lost, and what it is told from here on starts with Welcome again */
+        esp_server_drop_worker(sv, w, ESP_E_CLOSED, "it is joining again", false);
+    w = hello->name ? esp_roster_named(sv->roster, hello->name) : NULL;
+    if (w) {
         /* Perhaps the same one, back over a new connection: then the old one is no longer there to be spoken
          * to. */
         struct esp_msg beat = {.kind = ESP_MSG_HEARTBEAT};

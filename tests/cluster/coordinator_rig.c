@@ -345,12 +345,20 @@ void rig_hello(struct rig *rig, int i)
 {
     const struct esp_link_options options = {.type = ESP_LINK_DIAL};
     struct rig_worker *w = &rig->w[i];
-    struct esp_msg msg = {.kind = ESP_MSG_HELLO};
     struct esp_err err;
 
     rig_vanish(rig, i);
     must(esp_link_create(&w->link, rig->net, &options, &err), &err, "link");
     must(esp_link_connect(w->link, rig->at, &err), &err, "connect");
+    rig_hello_again(rig, i);
+}
+
+void rig_hello_again(struct rig *rig, int i)
+{
+    struct rig_worker *w = &rig->w[i];
+    struct esp_msg msg = {.kind = ESP_MSG_HELLO};
+
+    w->welcome = false;
     msg.hello = (struct esp_msg_hello){.name = w->name,
                                        .device = {.name = "fake device",
                                                   .driver = "fake 1.0",

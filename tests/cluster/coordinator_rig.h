@@ -85,6 +85,9 @@ int rig_stop(struct rig *rig);
 
 /** Dials as worker i, "wI", and says hello. */
 void rig_hello(struct rig *rig, int i);
+
+/** Says hello over the connection that there is. */
+void rig_hello_again(struct rig *rig, int i);
 /** Hello, and waits until the whole cluster of n workers is placed. */
 void rig_join(struct rig *rig, int n);
 /** Leaves without a word. */

@@ -243,6 +243,27 @@ static void test_vanished_worker(void **state)
     rig_until_free(rig);
 }
 
+/* A worker that took the coordinator for lost says Hello again, before anyone has missed it. */
+static void test_hello_again(void **state)
+{
+    struct rig *rig = *state;
+    struct esp_msg_request r = request(1, 5);
+
+    rig_start(rig, NULL);
+    rig->w[0].hold_work = true;
+    rig_join(rig, 1);
+    rig_request(rig, 0, &r, NULL);
+    rig_until(rig, holds_work, &rig->w[0], "the step");
+    rig->w[0].hold_work = false;
+    rig_hello_again(rig, 0);
+    rig_take_error(rig, 0, 1, ESP_E_CLOSED, "joining again");
+    r.id = 2;
+    rig_request(rig, 0, &r, NULL);
+    rig_take(rig, 0, ESP_MSG_DONE);
+    assert_true(rig->w[0].welcome);
+    rig_until_free(rig);
+}
+
 /* ---- failures that a worker reports ---- */
 
 static void test_step_error(void **state)
@@ -465,7 +486,7 @@ int main(void)
         CASE(test_load_failure),  CASE(test_cancel),
         CASE(test_cancel_before), CASE(test_client_vanishes),
         CASE(test_strangers),     CASE(test_hello_refused),
-        CASE(test_shutdown),
+        CASE(test_hello_again),   CASE(test_shutdown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,9 +20,8 @@
 
 #include "worker/address.h"
 
-#define HELLO_AGAIN_MS   3000 /* without an answer: dial anew and say Hello again */
-#define SEND_AGAIN_MS    2    /* nothing tells when a full queue has room */
-#define MESSAGES_A_ROUND 64   /* of one link, before the others have their turn */
+#define SEND_AGAIN_MS    2  /* nothing tells when a full queue has room */
+#define MESSAGES_A_ROUND 64 /* of one link, before the others have their turn */
 
 void esp_serve_end(struct esp_serve *s, esp_status status, const char *text)
 {
@@ -54,7 +53,7 @@ static void check_clock(struct esp_serve *s)
 
     if (s->joined && now - s->heard_ns > s->timeout_ns)
         esp_serve_lose(s, "silent");
-    else if (!s->joined && now - s->hello_ns >= HELLO_AGAIN_MS * ESP_NS_A_MS)
+    else if (!s->joined && now - s->hello_ns >= s->hello_wait_ns)
         esp_serve_hello(s);
     else if (s->joined && now - s->beat_ns >= s->heartbeat_ns)
         esp_serve_beat(s);
@@ -64,7 +63,7 @@ static void check_clock(struct esp_serve *s)
 static int next_clock_ms(const struct esp_serve *s)
 {
     uint64_t now = esp_now_ns();
-    uint64_t at = s->joined ? s->beat_ns + s->heartbeat_ns : s->hello_ns + HELLO_AGAIN_MS * ESP_NS_A_MS;
+    uint64_t at = s->joined ? s->beat_ns + s->heartbeat_ns : s->hello_ns + s->hello_wait_ns;
 
     if (s->joined && at > s->heard_ns + s->timeout_ns)
         at = s->heard_ns + s->timeout_ns;
@@ -149,8 +148,10 @@ esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp
     st = loop(s, err);
     if (s->end && err)
         *err = s->end_err;
-    if (!st && s->joined)
-        esp_outbox_try(&s->control, &(struct esp_msg){.kind = ESP_MSG_BYE, .bye = {.why = "stopped"}}, NULL);
+    if (s->joined) {
+        struct esp_msg bye = {.kind = ESP_MSG_BYE, .bye = {.why = st ? s->end_err.text : "stopped"}};
+        esp_outbox_try(&s->control, &bye, NULL); /* goes after an Error, if there was one */
+    }
 done:
     esp_outbox_close(&s->control);
     esp_outbox_close(&s->next_enc);

@@ -54,9 +54,15 @@ static esp_status on_error(struct esp_serve *s, enum esp_source from, struct esp
     const struct esp_msg_error *m = &msg->error;
     char text[ESP_ERR_TEXT_MAX];
 
-    if (!s->joined && (!s->asked || (s->known && m->code == ESP_E_ARG))) {
-        /* It has not noticed yet that our former connection is gone. */
+    if (!s->joined && !s->asked) {
+        esp_log(s->log, ESP_LOG_DEBUG, "coordinator_error cause=\"%s\"",
+                m->text); /* the conversation is over already */
+    } else if (!s->joined && s->known && m->code == ESP_E_ARG) {
+        /* It takes us for joined still. It forgets us once it has not heard of us for its timeout. */
         esp_log(s->log, ESP_LOG_WARN, "hello_refused cause=\"%s\" action=retry", m->text);
+        s->asked = false;
+        if (s->hello_wait_ns < s->timeout_ns + s->heartbeat_ns)
+            s->hello_wait_ns = s->timeout_ns + s->heartbeat_ns;
     } else if (!s->joined) {
         snprintf(text, sizeof text, "coordinator refuses: %s", m->text);
         esp_serve_end(s, m->code, text);

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LINGER_MS 500 /* for a last Error or Bye */
+#define HELLO_AGAIN_MS 3000 /* without an answer: dial anew and say Hello again */
+#define LINGER_MS      500  /* for a last Error or Bye */
 
 /* ---- sending ---- */
 
@@ -82,6 +83,7 @@ void esp_serve_hello(struct esp_serve *s)
     /* A new connection each time: it must not carry a second Hello, nor what was meant for an earlier
      * conversation. */
     s->hello_ns = esp_now_ns();
+    s->hello_wait_ns = HELLO_AGAIN_MS * ESP_NS_A_MS;
     st = esp_outbox_open(&s->control, s->net, s->opt->name, s->opt->connect, LINGER_MS, &err);
     if (st) {
         esp_serve_end(s, st, err.text);
@@ -111,7 +113,8 @@ void esp_serve_beat(struct esp_serve *s)
     struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
     uint64_t n_bytes;
 
-    msg.heartbeat.epoch = s->epoch;
+    msg.heartbeat.epoch =
+        s->fresh ? 0 : s->epoch; /* an epoch of another conversation means nothing in this one */
     esp_runner_load(s->runner, &msg.heartbeat.n_queued, &n_bytes);
     msg.heartbeat.kv_used_blocks = esp_runner_kv_used(s->runner);
     s->beat_ns = esp_now_ns();

@@ -37,6 +37,7 @@ struct esp_serve {
     bool fresh;  /* no Place since the Welcome: any epoch goes */
     uint64_t heartbeat_ns, timeout_ns;
     uint64_t heard_ns, hello_ns, beat_ns;
+    uint64_t hello_wait_ns; /* from one Hello to the next, while there is no Welcome */
 
     enum esp_state state;
     uint64_t epoch, generation;

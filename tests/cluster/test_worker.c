@@ -204,6 +204,9 @@ static void test_coordinator_restarts(void **state)
     usleep(100000);
     rig_open(rig);
     rig_welcome(rig, 0); /* one Hello, and no more */
+    rig_take(rig, 0, ESP_MSG_HEARTBEAT, &msg);
+    assert_int_equal(msg.heartbeat.epoch, 0); /* 9 was another coordinator's */
+    esp_msg_finish(&msg);
     rig_expect_silence(rig, 50);
 
     /* The new coordinator counts epochs from one again; the first Place of its conversation goes. */
@@ -518,11 +521,15 @@ static void test_device_lost(void **state)
 {
     struct rig *rig = *state;
     const int32_t ids[] = {1};
+    struct esp_msg msg;
 
     rig_join(rig, 1);
     rig_place_all(rig, 1, 1);
     send_rows(rig, 0, 1, 1, FAKE_SEQ_DEVICE, 0, ids, 1);
     rig_take_error(rig, 0, ESP_E_DEVICE, "VK_ERROR_DEVICE_LOST", 1, 1, 0);
+    rig_take(rig, 0, ESP_MSG_BYE, &msg);
+    assert_string_equal(msg.bye.why, "vkQueueSubmit: VK_ERROR_DEVICE_LOST");
+    esp_msg_finish(&msg);
     assert_int_equal(rig_wait(rig, 0), ESP_E_DEVICE);
     assert_string_equal(rig->w[0].err.text, "vkQueueSubmit: VK_ERROR_DEVICE_LOST");
 }

@@ -329,3 +329,71 @@ void rig_expect_log(struct rig *rig, const char *fragment, int n)
             fail_msg("the log does not hold \"%s\" %d times", fragment, n);
     }
 }
+
+/* ---- messages ---- */
+
+void rig_send_step(struct rig *rig, int i, struct esp_msg_step step, const int32_t *ids)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_STEP, .step = step, .n_blobs = 1};
+
+    msg.step.payload = ESP_PAYLOAD_TOKENS;
+    msg.step.width = 1;
+    msg.blob[0] = (struct esp_blob){.data = ids, .n_bytes = step.rows * sizeof *ids};
+    rig_send(rig, i, &msg);
+}
+
+void rig_send_rows(struct rig *rig, int i, uint64_t epoch, uint64_t id, uint64_t seq, uint32_t pos,
+                   const int32_t *ids, uint32_t n)
+{
+    const struct esp_seq_rows rows = {.seq = seq, .pos = pos, .n_tok = n};
+    const struct esp_want want = {.row = n - 1, .k = 2};
+
+    rig_send_step(
+        rig, i,
+        (struct esp_msg_step){
+            .epoch = epoch, .id = id, .rows = n, .n_seqs = 1, .seqs = &rows, .n_wants = 1, .wants = &want},
+        ids);
+}
+
+void rig_send_pixels(struct rig *rig, int i, uint64_t epoch, uint64_t image, float first, bool trace)
+{
+    float pixels[3 * 4 * 4] = {first};
+    struct esp_msg msg = {.kind = ESP_MSG_ENCODE, .n_blobs = 1};
+
+    msg.encode = (struct esp_msg_encode){.epoch = epoch,
+                                         .image = image,
+                                         .payload = ESP_PAYLOAD_PIXELS,
+                                         .rows = 12,
+                                         .width = 4,
+                                         .trace = trace};
+    msg.blob[0] = (struct esp_blob){.data = pixels, .n_bytes = sizeof pixels};
+    rig_send(rig, i, &msg);
+}
+
+float rig_take_result(struct rig *rig, int i, uint64_t epoch, uint64_t step)
+{
+    struct esp_msg msg;
+    float lse;
+
+    rig_take(rig, i, ESP_MSG_RESULT, &msg);
+    assert_int_equal(msg.result.epoch, epoch);
+    assert_int_equal(msg.result.step, step);
+    assert_int_equal(msg.result.n_rows, 1);
+    lse = msg.result.rows[0].lse;
+    esp_msg_finish(&msg);
+    return lse;
+}
+
+float rig_expected(const int32_t *ids, uint32_t n)
+{
+    float h[6] = {0}, x = 0;
+
+    for (uint32_t t = 0; t < n; t++) {
+        x = (float)ids[t];
+        for (int l = 0; l < 6; l++) {
+            h[l] += x;
+            x += (float)(l + 1) + h[l] / 2;
+        }
+    }
+    return x;
+}

@@ -96,4 +96,20 @@ struct esp_link *rig_dial(struct rig *rig, int i, const char *identity);
 void rig_expect_log(struct rig *rig, const char *fragment, int n);
 int rig_count_log(struct rig *rig, const char *fragment);
 
+/** Sends a Step(TOKENS); payload and width are filled in. ids: i32[step.rows]. */
+void rig_send_step(struct rig *rig, int i, struct esp_msg_step step, const int32_t *ids);
+
+/** One sequence, rows of `ids`, the last row wanted. */
+void rig_send_rows(struct rig *rig, int i, uint64_t epoch, uint64_t id, uint64_t seq, uint32_t pos,
+                   const int32_t *ids, uint32_t n);
+
+/** Encode of a picture of 4 x 4 pixels, zeros but for the first. */
+void rig_send_pixels(struct rig *rig, int i, uint64_t epoch, uint64_t image, float first, bool trace);
+
+/** Takes a Result of one row; its lse. */
+float rig_take_result(struct rig *rig, int i, uint64_t epoch, uint64_t step);
+
+/** Column 0 of a sequence's last row by fake_stage.h's formula, 6 decoder layers. */
+float rig_expected(const int32_t *ids, uint32_t n);
+
 #endif

@@ -479,6 +479,8 @@ static void on_worker(struct rig *rig, int i, struct esp_msg *msg)
         w->bye = true;
         break;
     case ESP_MSG_ERROR:
+        if (w->error)
+            break; /* it went on after the first one, and was told again */
         w->error = msg->error.code;
         snprintf(w->error_text, sizeof w->error_text, "%s", msg->error.text);
         break;
@@ -530,7 +532,7 @@ void rig_pump(struct rig *rig, int ms)
         if (rig->w[i].link)
             waits[n++].link = rig->w[i].link;
     for (int i = 0; i < RIG_CLIENTS; i++)
-        if (rig->c[i].link)
+        if (rig->c[i].link && !rig->c[i].asleep)
             waits[n++].link = rig->c[i].link;
     if (n > 0)
         (void)esp_link_wait(waits, n, ms < 20 ? ms : 20, NULL);
@@ -551,7 +553,7 @@ void rig_pump(struct rig *rig, int ms)
         struct esp_err err;
         esp_status st;
 
-        while (c->link && (st = esp_link_recv(c->link, NULL, &msg, &err)) != ESP_E_TIMEOUT) {
+        while (c->link && !c->asleep && (st = esp_link_recv(c->link, NULL, &msg, &err)) != ESP_E_TIMEOUT) {
             must(st, &err, "a client's message");
             assert_true(c->n_inbox < RIG_INBOX);
             c->inbox[c->n_inbox] = malloc(sizeof msg);

@@ -35,7 +35,7 @@ struct rig_worker {
     struct esp_msg_place place; /* the last one; epoch 0: none yet */
     char next_enc[128], features_to[128], next_dec[128];
     uint32_t n_places;
-    esp_status error; /* the last Error it was sent */
+    esp_status error; /* the first Error it was sent */
     char error_text[ESP_ERR_TEXT_MAX];
     /* What it does not do: the test does it, or nobody. */
     bool mute;       /* sends no heartbeat */
@@ -48,6 +48,7 @@ struct rig_worker {
 
 struct rig_client {
     struct esp_link *link;
+    bool asleep;                      /* takes nothing from its socket */
     struct esp_msg *inbox[RIG_INBOX]; /* all that came, in order */
     uint32_t n_inbox, n_read;
 };

@@ -400,6 +400,44 @@ static void test_client_vanishes(void **state)
     works(rig, 1, 1);
 }
 
+static bool all_steps(struct rig *rig, void *n)
+{
+    return rig->last_step >= *(const uint64_t *)n;
+}
+
+/* A client that sleeps through its answer loses no token of it, and holds up nobody. */
+static void test_client_sleeps(void **state)
+{
+    struct rig *rig = *state;
+    struct esp_msg_request r = request(1, 1800);
+    const struct esp_msg *m;
+    uint64_t n = 1800;
+    uint32_t n_tokens = 0;
+
+    rig_start(rig, "--context", "2000", "--kv-tokens", "4000", NULL);
+    rig_join(rig, 1);
+    r.sampling.ignore_eos = true;
+    rig_request(rig, 0, &r, NULL);
+    rig_take(rig, 0, ESP_MSG_ACCEPTED);
+    rig->c[0].asleep = true;
+    rig_until(rig, all_steps, &n, "the answer computed");
+    rig_until_free(rig);
+    works(rig, 1, 1);
+    rig->c[0].asleep = false;
+    m = rig_take(rig, 0, ESP_MSG_DONE);
+    assert_int_equal(m->done.best.n_ids, 1800);
+    for (uint32_t i = 0; i < rig->c[0].n_inbox; i++) {
+        const struct esp_msg *t = rig->c[0].inbox[i];
+
+        if (t->kind != ESP_MSG_TOKEN)
+            continue;
+        assert_int_equal(t->token.index, n_tokens);
+        assert_int_equal(t->token.id, m->done.best.ids[n_tokens]);
+        n_tokens++;
+    }
+    assert_int_equal(n_tokens, 1800);
+}
+
 /* Messages at the wrong time or from the wrong side. */
 static void test_strangers(void **state)
 {
@@ -485,8 +523,9 @@ int main(void)
         CASE(test_step_error),    CASE(test_image_error),
         CASE(test_load_failure),  CASE(test_cancel),
         CASE(test_cancel_before), CASE(test_client_vanishes),
-        CASE(test_strangers),     CASE(test_hello_refused),
-        CASE(test_hello_again),   CASE(test_shutdown),
+        CASE(test_client_sleeps), CASE(test_strangers),
+        CASE(test_hello_refused), CASE(test_hello_again),
+        CASE(test_shutdown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

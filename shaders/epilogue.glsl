@@ -2,7 +2,7 @@
 // ESP_EPI_GEGLU pairs two columns, so its kernels call put themselves.
 void put(const uint row, const uint group, const uint r, const float v)
 {
-    p.act.at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r] = v;
+    esp_floats(p.act).at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r] = v;
 }
 
 void finish(const uint row, const uint group, const uint r, float v)
@@ -12,7 +12,7 @@ void finish(const uint row, const uint group, const uint r, float v)
     if (EPI == ESP_EPI_GELU)
         v = esp_gelu(v);
     else if (EPI == ESP_EPI_ADD)
-        v += p.act.at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r];
+        v += esp_floats(p.act).at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r];
     else if (EPI == ESP_EPI_SOFTCAP)
         v = p.cap * esp_tanh(v / p.cap);
     put(row, group, r, v);

@@ -5,6 +5,7 @@
 //
 // Needs: ESP_GLSL, and the op's push constants as `p`, declared by ESP_PUSH(struct).
 #extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference_uvec2 : require
 
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer esp_words { uint at[]; };
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer esp_floats { float at[]; };

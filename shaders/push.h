@@ -12,13 +12,15 @@
 
 #ifdef ESP_GLSL
 #define ESP_ADDR(type) type
-#define ESP_UINT        uint
-#define ESP_FLOAT        float
+#define ESP_ADDR_ANY   uvec2 /* read as one type here, as another there: some drivers cannot cast references */
+#define ESP_UINT       uint
+#define ESP_FLOAT      float
 #else
 #include <stdint.h>
 #define ESP_ADDR(type) uint64_t
-#define ESP_UINT        uint32_t
-#define ESP_FLOAT        float
+#define ESP_ADDR_ANY   uint64_t
+#define ESP_UINT       uint32_t
+#define ESP_FLOAT      float
 #endif
 
 #define ESP_NONE 0xffffffffu /* no bias, no target */
@@ -94,10 +96,10 @@
 
 #define ESP_PUSH_HEAD                                                                                               \
     ESP_ADDR(esp_words) step;  /* the step buffer */                                                              \
-    ESP_ADDR(esp_floats) act;  /* activations; as texels too */                                                   \
+    ESP_ADDR_ANY act;          /* activations, as floats or texels */                                             \
     ESP_ADDR(esp_quads) w;     /* the chunk of weights in use */                                                  \
     ESP_ADDR(esp_floats) vec;  /* small float32 vectors: biases, norm weights, position tables */                 \
-    ESP_ADDR(esp_floats) kv;   /* KV cache; as texels too */
+    ESP_ADDR_ANY kv;           /* KV cache, as texels */
 
 struct esp_push_matmul {
     ESP_PUSH_HEAD

@@ -50,12 +50,12 @@ void main()
     float v = LOWEST;
 
     for (uint s = lane; s < p.n_slice; s += 64)
-        v = max(v, p.act.at[heads + 4 * s + 2]);
+        v = max(v, esp_floats(p.act).at[heads + 4 * s + 2]);
     reduce(v, 0);
     const float top = best[0];
     float sum = 0.0;
     for (uint s = lane; s < p.n_slice; s += 64)
-        sum += p.act.at[heads + 4 * s + 3] * esp_exp(p.act.at[heads + 4 * s + 2] - top);
+        sum += esp_floats(p.act).at[heads + 4 * s + 3] * esp_exp(esp_floats(p.act).at[heads + 4 * s + 2] - top);
     fold[lane] = sum;
     barrier(); // fold[] is complete
     for (uint n = 32; n > 0; n /= 2) {
@@ -67,7 +67,7 @@ void main()
         const uint target = p.step.at[record + ESP_WANT_TARGET];
         p.dst.at[to + ESP_TOP_MAX] = floatBitsToUint(top);
         p.dst.at[to + ESP_TOP_SUM] = floatBitsToUint(fold[0]);
-        p.dst.at[to + ESP_TOP_TARGET] = target < p.vocab ? floatBitsToUint(p.act.at[x + target]) : 0;
+        p.dst.at[to + ESP_TOP_TARGET] = target < p.vocab ? floatBitsToUint(esp_floats(p.act).at[x + target]) : 0;
     }
 
     const uint k = min(min(p.step.at[record + ESP_WANT_K], ESP_TOP_K), p.vocab);
@@ -75,7 +75,7 @@ void main()
         v = LOWEST;
         uint id = ESP_NONE;
         for (uint s = lane; s < p.n_slice; s += 64) {
-            const float w = p.act.at[heads + 4 * s];
+            const float w = esp_floats(p.act).at[heads + 4 * s];
             const uint wid = esp_words(p.act).at[heads + 4 * s + 1];
             if (w > v || (w == v && wid < id)) {
                 v = w;
@@ -92,7 +92,7 @@ void main()
         v = LOWEST;
         id = ESP_NONE;
         for (uint j = slice * ESP_TOP_SLICE + lane; j < min((slice + 1) * ESP_TOP_SLICE, p.vocab); j += 64) {
-            const float w = p.act.at[x + j];
+            const float w = esp_floats(p.act).at[x + j];
             const bool after = w < won || (w == won && j > won_id);
             if (after && (w > v || (w == v && j < id))) {
                 v = w;
@@ -103,7 +103,7 @@ void main()
         if (lane == 0) {
             p.dst.at[to + ESP_TOP_IDS + i] = won_id;
             p.dst.at[to + ESP_TOP_LOGITS + i] = floatBitsToUint(won);
-            p.act.at[heads + 4 * slice] = best[0];
+            esp_floats(p.act).at[heads + 4 * slice] = best[0];
             esp_words(p.act).at[heads + 4 * slice + 1] = best_id[0];
         }
         memoryBarrierBuffer(); // the new head is there ...

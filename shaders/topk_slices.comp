@@ -33,7 +33,7 @@ void main()
     bool bad = false;
 
     for (uint i = id0; i < min((slice + 1) * ESP_TOP_SLICE, p.vocab); i += 64) {
-        const float l = p.act.at[x + i];
+        const float l = esp_floats(p.act).at[x + i];
         bad = bad || !finite(l);
         if (l > v || id == ESP_NONE) {
             v = l;
@@ -56,7 +56,7 @@ void main()
     }
     float sum = 0.0;
     for (uint i = id0; i < min((slice + 1) * ESP_TOP_SLICE, p.vocab); i += 64)
-        sum += esp_exp(p.act.at[x + i] - best[0]);
+        sum += esp_exp(esp_floats(p.act).at[x + i] - best[0]);
     sums[lane] = bad ? uintBitsToFloat(0x7fc00000u) : sum;
     barrier(); // sums[] is complete
     for (uint n = 32; n > 0; n /= 2) {
@@ -66,9 +66,9 @@ void main()
     }
     if (lane == 0) {
         const uint out_at = (p.slice_at + want * p.slice_stride + slice) * 4;
-        p.act.at[out_at] = best[0];
+        esp_floats(p.act).at[out_at] = best[0];
         esp_words(p.act).at[out_at + 1] = best_id[0]; // as an integer: a float move may flush it to zero
-        p.act.at[out_at + 2] = best[0];
-        p.act.at[out_at + 3] = sums[0];
+        esp_floats(p.act).at[out_at + 2] = best[0];
+        esp_floats(p.act).at[out_at + 3] = sums[0];
     }
 }

@@ -3,7 +3,7 @@
  *
  * It owns every socket: the control link to the coordinator, the data link on which stages before us dial in,
  * and up to three links to stages after us. It never computes; worker/runner.h does. What may be said when is
- * the table `rules`: who sent it, what, in which states; what is not in it is refused.
+ * the table `rules` in serve_in.c: who sent it, what, in which states; what is not in it is refused.
  *
  * Order is kept end to end: one queue into the runner, one out, one outbox a link. A message that a link
  * refuses waits in its outbox, and until it has left, no new data is taken from stages before us, so that the

@@ -1,3 +1,5 @@
+/* The worker's conversation, what others say: a table of who may say what in which state, and its handlers.
+ */
 #include "worker/serve_state.h"
 
 #include <inttypes.h>
@@ -54,9 +56,8 @@ static esp_status on_error(struct esp_serve *s, enum esp_source from, struct esp
     const struct esp_msg_error *m = &msg->error;
     char text[ESP_ERR_TEXT_MAX];
 
-    if (!s->joined && !s->asked) {
-        esp_log(s->log, ESP_LOG_DEBUG, "coordinator_error cause=\"%s\"",
-                m->text); /* the conversation is over already */
+    if (!s->joined && !s->asked) { /* the conversation it belongs to is over already */
+        esp_log(s->log, ESP_LOG_DEBUG, "coordinator_error cause=\"%s\"", m->text);
     } else if (!s->joined && s->known && m->code == ESP_E_ARG) {
         /* It takes us for joined still. It forgets us once it has not heard of us for its timeout. */
         esp_log(s->log, ESP_LOG_WARN, "hello_refused cause=\"%s\" action=retry", m->text);
@@ -83,8 +84,7 @@ static esp_status dial(struct esp_serve *s, struct esp_outbox *box, const char *
     esp_outbox_close(box);
     if (!*endpoint)
         return ESP_OK;
-    /* Unlike any earlier one, so that what an older connection still carries cannot be taken for this one's.
-     */
+    /* Unlike any earlier one: what an older connection still carries must not pass for this one's. */
     snprintf(identity, sizeof identity, "%s/%s/%ld.%" PRIu64, s->opt->name, kind, (long)getpid(),
              s->generation);
     return esp_outbox_open(box, s->net, identity, endpoint, 0, err);

@@ -1,3 +1,4 @@
+/* The worker's conversation, what we say: to the coordinator, and to the stages after us. */
 #include "worker/serve_state.h"
 
 #include <inttypes.h>

@@ -15,6 +15,8 @@
 #define MODEL_IS                                                                                             \
     "a Hugging Face directory, as 'huggingface-cli download google/paligemma-3b-mix-224' leaves it"
 
+#define MAX_IMAGE_NAME 200 /* bytes of a picture's name that are sent */
+
 /* Room for one request and little more: a coordinator's own default is for several. */
 #define LEAST_CONTEXT    2048
 #define CONTEXT_STEP     256
@@ -228,15 +230,15 @@ static esp_status read_image(void **out, size_t *n_out, const char *path, struct
 
 /* A file's name for messages that cross the wire: the part after the last '/', what is not printable UTF-8 as
  * '?'. */
-static char *wire_name(const char *path)
+static char *wire_name(const char *path, bool elsewhere)
 {
     const char *slash = strrchr(path, '/');
-    char *name = strdup(slash && slash[1] ? slash + 1 : path);
+    char *name = strdup(slash && (elsewhere || strlen(path) > MAX_IMAGE_NAME) ? slash + 1 : path);
 
     if (!name)
         return NULL;
-    if (strlen(name) > 200)
-        name[200] = '\0';
+    if (strlen(name) > MAX_IMAGE_NAME)
+        name[MAX_IMAGE_NAME] = '\0';
     for (char *p = name; *p; p++) {
         if ((unsigned char)*p < 0x20 || *p == 0x7f)
             *p = '?';
@@ -258,7 +260,7 @@ static esp_status read_images(struct esp_ask *ask, struct esp_msg *request, stru
             return st;
         ask->n_blobs = i + 1;
         request->blob[i].data = ask->blob[i];
-        ask->image_name[i] = wire_name(ask->images.at[i]);
+        ask->image_name[i] = wire_name(ask->images.at[i], ask->where.connect != NULL);
         if (!ask->image_name[i])
             return esp_fail(err, ESP_E_NOMEM, "out of memory");
     }

@@ -17,7 +17,7 @@
 
 #include <cmocka.h>
 
-#define MAX_ARGS 64
+#define MAX_ARGS 160
 
 long child_now_ms(void)
 {

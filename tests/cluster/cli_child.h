@@ -11,7 +11,7 @@
 
 #include "proto/link.h"
 
-#define CHILD_DEADLINE_MS 20000 /* generous: a loaded machine, sanitizers */
+#define CHILD_DEADLINE_MS 60000 /* generous: a loaded machine, sanitizers */
 #define CHILD_MAX_OUTPUT  (1u << 20)
 
 struct child {

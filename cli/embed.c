@@ -264,6 +264,8 @@ static esp_status start_worker(struct esp_embed *embed, const struct esp_embed_o
     if (o->insecure)
         add(&a, "--insecure", NULL);
     add(&a, "--log-level", log_level(o->verbose));
+    if (o->verbose >= 2)
+        add(&a, "--profile", NULL);
     add(&a, "--die-with-parent", NULL);
     return spawn(embed, name, "espalier-worker", a.at, err);
 }

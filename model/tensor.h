@@ -24,4 +24,11 @@ struct esp_tensor {
     const char *file;         /* path, for messages */
 };
 
+/**
+ * The tensor's bytes will not be read again soon: lets the kernel drop them from this process, so that loading 6 GB
+ * does not leave 6 GB of file pages resident beside the copy. Reading them again is slower, never wrong; but only for
+ * tensors of a mapped file, as esp_checkpoint_tensor's are: anonymous memory would be lost.
+ */
+void esp_tensor_done(const struct esp_tensor *tensor);
+
 #endif

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -37,6 +38,8 @@ static const char help[] =
     "                       any free port on the address that faces the coordinator\n"
     "  --device D           index or part of the name as in --list-devices; default: the best there is\n"
     "  --memory MIB         device memory to fill at most; default: what the driver offers\n"
+    "  --profile            measure every kernel on the device; log where the time went when the layers are "
+    "unloaded\n"
     "  --insecure           bind an address that other machines reach, though there are no keys: whoever "
     "reaches it\n"
     "                       can use it\n"
@@ -52,7 +55,7 @@ static const char help[] =
 struct args {
     const char *model, *connect, *name, *bind, *device;
     uint64_t memory_bytes;
-    bool insecure, die_with_parent, list, json;
+    bool insecure, die_with_parent, list, json, profile;
     enum esp_log_level level;
 };
 
@@ -97,6 +100,7 @@ static int parse(struct args *a, int argc, char **argv)
         BIND,
         DEVICE,
         MEMORY,
+        PROFILE,
         INSECURE,
         DIE,
         LEVEL,
@@ -112,6 +116,7 @@ static int parse(struct args *a, int argc, char **argv)
         {"bind", required_argument, NULL, BIND},
         {"device", required_argument, NULL, DEVICE},
         {"memory", required_argument, NULL, MEMORY},
+        {"profile", no_argument, NULL, PROFILE},
         {"insecure", no_argument, NULL, INSECURE},
         {"die-with-parent", no_argument, NULL, DIE},
         {"log-level", required_argument, NULL, LEVEL},
@@ -151,6 +156,9 @@ static int parse(struct args *a, int argc, char **argv)
             if (!isdigit((unsigned char)*optarg) || *end || errno || mib == 0 || mib > UINT64_MAX >> 20)
                 return usage("--memory %s: not a number of MiB", optarg);
             a->memory_bytes = (uint64_t)mib << 20;
+            break;
+        case PROFILE:
+            a->profile = true;
             break;
         case INSECURE:
             a->insecure = true;
@@ -256,7 +264,10 @@ static int stop_descriptor(void)
 static esp_status work(const struct args *a, const struct esp_log *log, const char *name, bool *still_busy,
                        struct esp_err *err)
 {
-    const struct esp_vk_options vk_options = {.memory_limit_bytes = a->memory_bytes, .force_class = -1};
+    const struct esp_vk_options vk_options = {.memory_limit_bytes = a->memory_bytes,
+                                             .profile = a->profile,
+                                             .force_class = -1};
+    struct rusage used;
     struct esp_worker_options o = {.name = name,
                                    .connect = a->connect,
                                    .insecure = a->insecure,
@@ -306,6 +317,8 @@ static esp_status work(const struct args *a, const struct esp_log *log, const ch
     if (strncmp(a->connect, "tcp://", 6) == 0 && !esp_address_towards(host, sizeof host, a->connect, NULL))
         o.advertise_host = host;
     st = esp_worker_serve(&o, vk, ck, still_busy, err);
+    if (getrusage(RUSAGE_SELF, &used) == 0)
+        esp_log(log, ESP_LOG_INFO, "peak_memory_mib=%ld", used.ru_maxrss / 1024);
 done:
     if (dir[0]) {
         unlink(bind + strlen("ipc://"));

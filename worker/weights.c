@@ -285,6 +285,8 @@ static esp_status load_mat(struct load *ld, const struct esp_weight_item *it, vo
             tell(ld, bytes);
         }
     }
+    for (uint32_t i = 0; i < it->spec.n_part; i++)
+        esp_tensor_done(it->spec.part[i].tensor);
     return st;
 }
 

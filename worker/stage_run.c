@@ -1,0 +1,131 @@
+/* Running a stage's programs, and what comes out of them. */
+#include "worker/stage_state.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "worker/vk_cmd.h"
+
+static double seconds(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
+}
+void esp_stage_out_finish(struct esp_stage_out *out)
+{
+    free(out->rows);
+    for (uint32_t i = 0; out->results && i < out->n_results; i++) {
+        free((void *)(uintptr_t)out->results[i].ids);
+        free((void *)(uintptr_t)out->results[i].logits);
+    }
+    free(out->results);
+    free(out->full);
+    for (uint32_t i = 0; i < out->n_traces; i++)
+        free(out->traces[i].data);
+    free(out->traces);
+    memset(out, 0, sizeof *out);
+}
+
+static esp_status finite_check(const float *v, size_t n, const char *what, struct esp_err *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(v[i]))
+            return esp_fail(err, ESP_E_DEVICE,
+                            "%s: element %zu is %s: the weights overflow float32 or the device "
+                            "computes wrongly",
+                            what, i, isnan(v[i]) ? "not a number" : "infinite");
+    return ESP_OK;
+}
+
+/* Rows that a segment left, into a new trace. */
+static esp_status trace_take(struct esp_stage *s, const struct esp_segment *seg, uint32_t n_row,
+                             struct esp_stage_out *out, struct esp_err *err)
+{
+    struct esp_rec rec = {.space = &s->space, .grids = &s->ps.grids, .err = err};
+    struct esp_stage_trace *t;
+    const size_t n = (size_t)n_row * seg->width;
+
+    if (!seg->name[0])
+        return ESP_OK;
+    rec.st = esp_cmd_alloc(&rec.cmd, s->vk, err);
+    if (rec.st)
+        return rec.st;
+    rec.st = esp_cmd_begin(rec.cmd, true, err);
+    esp_op_rows_out(&rec, seg->loc, seg->width, 0, ESP_COUNT_ROWS);
+    if (!rec.st) {
+        esp_cmd_barrier_all(rec.cmd);
+        rec.st = esp_cmd_end(rec.cmd, err);
+    }
+    if (!rec.st) {
+        esp_batch_seal(&s->batch, &s->ps.grids); /* this may be a new kind of dispatch */
+        rec.st = esp_submit_wait(s->vk, &rec.cmd, 1, false, err);
+    }
+    esp_cmd_free(&rec.cmd, s->vk);
+    if (rec.st)
+        return rec.st;
+    t = realloc(out->traces, (out->n_traces + 1) * sizeof *t);
+    if (!t)
+        return esp_fail(err, ESP_E_NOMEM, "trace");
+    out->traces = t;
+    t += out->n_traces;
+    memset(t, 0, sizeof *t);
+    t->data = malloc(n * sizeof *t->data);
+    if (!t->data)
+        return esp_fail(err, ESP_E_NOMEM, "trace");
+    out->n_traces++;
+    memcpy(t->data, s->space.out.map, n * sizeof *t->data);
+    snprintf(t->name, sizeof t->name, "%s", seg->name);
+    t->rows = n_row;
+    t->width = seg->width;
+    return ESP_OK;
+}
+
+/* Runs programs one after the other on the sealed batch; with `trace`, one segment at a time, each looked at.
+ */
+esp_status esp_stage_run(struct esp_stage *s, const struct esp_program *const *programs, uint32_t n_program,
+                         bool apart, bool trace, struct esp_stage_out *out, struct esp_err *err)
+{
+    VkCommandBuffer cmds[2 * ESP_MAX_LAYERS];
+    uint32_t n = 0;
+    const double t0 = seconds();
+    esp_status st = ESP_OK;
+
+    for (uint32_t p = 0; !st && p < n_program; p++) {
+        for (uint32_t i = 0; !st && i < programs[p]->n; i++) {
+            const struct esp_segment *seg = &programs[p]->seg[i];
+            if (n == 2 * ESP_MAX_LAYERS)
+                return esp_fail(err, ESP_E_INTERNAL, "too many segments");
+            cmds[n++] = seg->cmd;
+            if (trace) {
+                st = esp_submit_wait(s->vk, cmds, n, true, err);
+                n = 0;
+                if (!st)
+                    st = trace_take(s, seg, s->batch.count[ESP_COUNT_ROWS], out, err);
+            }
+        }
+    }
+    if (!st)
+        st = esp_submit_wait(s->vk, cmds, n, apart, err);
+    if (st == ESP_E_DEVICE)
+        s->lost = true;
+    esp_profile_collect(s->space.profile);
+    out->compute_seconds += seconds() - t0;
+    return st;
+}
+
+esp_status esp_stage_take_rows(struct esp_stage *s, uint32_t n_row, uint32_t width, struct esp_stage_out *out,
+                               struct esp_err *err)
+{
+    const size_t n = (size_t)n_row * width;
+
+    out->rows = malloc(n * sizeof *out->rows);
+    if (!out->rows)
+        return esp_fail(err, ESP_E_NOMEM, "%u rows of output", n_row);
+    memcpy(out->rows, s->space.out.map, n * sizeof *out->rows);
+    out->n_rows = n_row;
+    out->width = width;
+    return finite_check(out->rows, n, "output rows", err);
+}

@@ -1,0 +1,46 @@
+/**
+ * What stage*.c share: a stage's insides, and running its programs. Included by them alone.
+ */
+#ifndef ESP_WORKER_STAGE_STATE_H
+#define ESP_WORKER_STAGE_STATE_H
+
+#include "worker/batch.h"
+#include "worker/kv.h"
+#include "worker/program.h"
+#include "worker/stage.h"
+
+struct esp_stage {
+    struct esp_vk *vk;
+    const struct esp_checkpoint *ck;
+    const struct esp_config *c;
+    struct esp_stage_spec spec;
+    bool enc, dec;
+    struct esp_space space;
+    struct esp_weights weights;
+    struct esp_programs ps;
+    struct esp_batch batch;
+    struct esp_kv *kv;             /* NULL without decoder layers */
+    uint64_t *images;              /* id of each features slot; 0: free */
+    uint32_t *vision_table;        /* 0, 1, 2, ...: SigLIP's keys lie in order */
+    struct esp_kv_append *appends; /* a step's, max_seqs of them */
+    uint32_t *slots;               /* features slots of one sequence's images: a slot for every N rows */
+    uint64_t weight_bytes, kv_bytes, scratch_bytes;
+    bool lost;
+};
+
+/**
+ * Runs programs one after the other on the sealed batch and adds the time to out. `apart`: each command buffer in a
+ * batch of its own. With `trace` one segment at a time, each looked at. After ESP_E_DEVICE the stage is lost.
+ */
+esp_status esp_stage_run(struct esp_stage *stage, const struct esp_program *const *programs,
+                         uint32_t n_program, bool apart, bool trace, struct esp_stage_out *out,
+                         struct esp_err *err);
+
+/** The rows that a program left in the output buffer, into out->rows; ESP_E_DEVICE when one is no finite number. */
+esp_status esp_stage_take_rows(struct esp_stage *stage, uint32_t n_row, uint32_t width,
+                               struct esp_stage_out *out, struct esp_err *err);
+
+/** Which features slot holds an image (0: a free one); ESP_NONE if none does. */
+uint32_t esp_stage_image_slot(const struct esp_stage *stage, uint64_t image);
+
+#endif

@@ -29,16 +29,17 @@ struct esp_ids {
     uint32_t n;
 };
 
-enum esp_arg_kind {                /* what `out` points to */
-                    ESP_ARG_FLAG,  /* bool: set to true */
-                    ESP_ARG_COUNT, /* unsigned: one more each time */
-                    ESP_ARG_TEXT,  /* const char *, borrowed from argv */
-                    ESP_ARG_TEXTS, /* struct esp_texts: one more each time */
-                    ESP_ARG_LIST,  /* struct esp_texts: a,b,c; none of them empty */
-                    ESP_ARG_U32,   /* uint32_t, min .. max */
-                    ESP_ARG_U64,   /* uint64_t, any */
-                    ESP_ARG_IDS,   /* struct esp_ids: 1,2,3, each min .. max */
-                    ESP_ARG_REAL   /* double, min .. max, finite */
+/** What `out` points to. */
+enum esp_arg_kind {
+    ESP_ARG_FLAG,  /* bool: set to true */
+    ESP_ARG_COUNT, /* unsigned: one more each time */
+    ESP_ARG_TEXT,  /* const char *, borrowed from argv */
+    ESP_ARG_TEXTS, /* struct esp_texts: one more each time */
+    ESP_ARG_LIST,  /* struct esp_texts: a,b,c; none of them empty */
+    ESP_ARG_U32,   /* uint32_t, min .. max */
+    ESP_ARG_U64,   /* uint64_t, any */
+    ESP_ARG_IDS,   /* struct esp_ids: 1,2,3, each min .. max */
+    ESP_ARG_REAL   /* double, min .. max, finite */
 };
 
 struct esp_arg {

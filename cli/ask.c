@@ -81,7 +81,8 @@ void esp_output_args(struct esp_ask *ask, struct esp_arg args[ESP_N_OUTPUT_ARGS]
          "Write every intermediate tensor of the first step to FILE (safetensors, f32).", &ask->trace, 0, 0,
          false, NULL},
         {"verbose", 'v', ESP_ARG_COUNT, NULL,
-         "Say more on standard error: timing and the daemons' info (peak memory at the end); -vv: their debug, and "
+         "Say more on standard error: timing and the daemons' info (peak memory at the end); -vv: their "
+         "debug, and "
          "time by kernel; -vvv: their trace.",
          &ask->verbose, 0, 0, false, NULL},
     };

@@ -28,7 +28,7 @@ void esp_net_destroy(struct esp_net **net); /* after its links; waits for what t
 
 enum esp_link_type {
     ESP_LINK_SERVE, /* ROUTER: many peers, each named by an esp_peer; what cannot be delivered is an error, not lost */
-    ESP_LINK_DIAL   /* DEALER: one peer; reconnects by itself for ever */
+    ESP_LINK_DIAL /* DEALER: one peer; reconnects by itself for ever */
 };
 
 struct esp_link_options {
@@ -61,7 +61,8 @@ bool esp_endpoint_is_local(const char *endpoint);
  * The file of an ipc:// endpoint stays behind; binding takes over a file that is there.
  * An endpoint that is not local is refused with ESP_E_ARG unless `insecure`: without keys anyone who reaches the port may use it.
  */
-esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insecure, char *bound, struct esp_err *err);
+esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insecure, char *bound,
+                         struct esp_err *err);
 
 /**
  * Starts connecting, and reconnects by itself for ever (every 100 ms to 2 s). Messages sent meanwhile wait in the queue, up to
@@ -75,7 +76,8 @@ esp_status esp_link_connect(struct esp_link *link, const char *endpoint, struct 
  * Blobs with a release are consumed in every case (and zeroed in *msg); the others are copied.
  * Errors: ESP_E_LIMIT (the peer's queue is full), ESP_E_CLOSED (no such peer any more), ESP_E_PROTO (we made nonsense), ESP_E_NOMEM.
  */
-esp_status esp_link_send(struct esp_link *link, const struct esp_peer *to, struct esp_msg *msg, struct esp_err *err);
+esp_status esp_link_send(struct esp_link *link, const struct esp_peer *to, struct esp_msg *msg,
+                         struct esp_err *err);
 
 /**
  * Takes the next message, if any; never blocks.
@@ -84,7 +86,8 @@ esp_status esp_link_send(struct esp_link *link, const struct esp_peer *to, struc
  * Errors: ESP_E_TIMEOUT (nothing there), ESP_E_PROTO (a bad message, dropped whole: *from says whose), ESP_E_NOMEM
  * (likewise). After a bad message there may be more: only ESP_E_TIMEOUT says that the queue is empty.
  */
-esp_status esp_link_recv(struct esp_link *link, struct esp_peer *from, struct esp_msg *msg, struct esp_err *err);
+esp_status esp_link_recv(struct esp_link *link, struct esp_peer *from, struct esp_msg *msg,
+                         struct esp_err *err);
 
 /** What esp_link_wait waits for: a link or, where link is NULL, a file descriptor's readability. */
 struct esp_wait {

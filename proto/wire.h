@@ -21,21 +21,22 @@
 
 #include "proto/status.h"
 
-#define ESP_PROTO_VERSION   1u
-#define ESP_MAX_NAME        63         /* bytes of a worker's name */
-#define ESP_MAX_TEXT        65536      /* bytes of a prompt, a suffix, an error or a piece of text */
-#define ESP_MAX_ENDPOINT    255        /* bytes */
-#define ESP_MAX_HEADER      (8u << 20) /* bytes of frame 0 */
-#define ESP_MAX_FRAME       (1u << 30) /* bytes of a raw frame */
-#define ESP_MAX_IMAGE_FILE  (64u << 20)/* bytes of an image file */
-#define ESP_MAX_BLOBS       64         /* raw frames in one message: images of one request */
-#define ESP_MAX_ROWS        131072     /* rows of a step */
-#define ESP_MAX_SEQS        1024       /* sequences, forks, frees in one step */
-#define ESP_MAX_K           256        /* candidates of a row */
-#define ESP_MAX_STAGES      1024
-#define ESP_MAX_BANS        4096
+#define ESP_PROTO_VERSION  1u
+#define ESP_MAX_NAME       63          /* bytes of a worker's name */
+#define ESP_MAX_TEXT       65536       /* bytes of a prompt, a suffix, an error or a piece of text */
+#define ESP_MAX_ENDPOINT   255         /* bytes */
+#define ESP_MAX_HEADER     (8u << 20)  /* bytes of frame 0 */
+#define ESP_MAX_FRAME      (1u << 30)  /* bytes of a raw frame */
+#define ESP_MAX_IMAGE_FILE (64u << 20) /* bytes of an image file */
+#define ESP_MAX_BLOBS      64          /* raw frames in one message: images of one request */
+#define ESP_MAX_ROWS       131072      /* rows of a step */
+#define ESP_MAX_SEQS       1024        /* sequences, forks, frees in one step */
+#define ESP_MAX_K          256         /* candidates of a row */
+#define ESP_MAX_STAGES     1024
+#define ESP_MAX_BANS       4096
 
-enum esp_msg_kind { /* the oneof's field numbers */
+/** The oneof's field numbers. */
+enum esp_msg_kind {
     ESP_MSG_NONE = 0,
     ESP_MSG_HELLO = 10,
     ESP_MSG_WELCOME = 11,
@@ -352,8 +353,8 @@ esp_status esp_wire_pack(uint8_t **bytes, size_t *n_bytes, const struct esp_msg 
  * Errors: ESP_E_PROTO with the reason, ESP_E_NOMEM; *out is zeroed then. A version other than ours: ESP_E_PROTO naming
  * both.
  */
-esp_status esp_wire_unpack(struct esp_msg *out, const void *header, size_t n_header, const struct esp_blob *blobs,
-                           uint32_t n_blobs, struct esp_err *err);
+esp_status esp_wire_unpack(struct esp_msg *out, const void *header, size_t n_header,
+                           const struct esp_blob *blobs, uint32_t n_blobs, struct esp_err *err);
 
 /** Frees what a received message holds, and any blob with a release; clears it. A zeroed message is fine. */
 void esp_msg_finish(struct esp_msg *msg);

@@ -32,15 +32,15 @@ enum esp_wire_type {
     ESP_WIRE_SUBS
 };
 
-enum esp_wire_rule {                /* for strings and floating point; integers have min and max */
-                     ESP_RULE_TEXT, /* UTF-8 without NUL, what people wrote or the model said */
-                     ESP_RULE_LINE, /* the same without control characters; made so when sent, as causes hold
-                                       strangers' words */
-                     ESP_RULE_NAME, /* [A-Za-z0-9._-] */
-                     ESP_RULE_ENDPOINT, /* printable ASCII that starts with a transport */
-                     ESP_RULE_FINITE,
-                     ESP_RULE_NOT_NEGATIVE, /* and finite */
-                     ESP_RULE_POSITIVE      /* and finite */
+/** For strings and floating point; integers have min and max. */
+enum esp_wire_rule {
+    ESP_RULE_TEXT,     /* UTF-8 without NUL, what people wrote or the model said */
+    ESP_RULE_LINE,     /* the same without control characters; made so when sent: causes hold others' words */
+    ESP_RULE_NAME,     /* [A-Za-z0-9._-] */
+    ESP_RULE_ENDPOINT, /* printable ASCII that starts with a transport */
+    ESP_RULE_FINITE,
+    ESP_RULE_NOT_NEGATIVE, /* and finite */
+    ESP_RULE_POSITIVE      /* and finite */
 };
 
 struct esp_wire_table;

@@ -41,13 +41,13 @@
 #define ESP_STEP_N_GRIDS 60
 
 /* A row record: ESP_ROW words. */
-#define ESP_ROW        8
-#define ESP_ROW_SRC    0 /* token id, or ESP_ROW_FEATURE | row of the features store */
-#define ESP_ROW_POS    1 /* position in its sequence, from 0 */
-#define ESP_ROW_HI     2 /* attends to positions below this ... */
-#define ESP_ROW_LO     3 /* ... from this on, in layers without a window */
-#define ESP_ROW_LO_WIN 4 /* ... and in layers with one */
-#define ESP_ROW_SLOT   5 /* where its own K and V go: block * ESP_KV_BLOCK + token */
+#define ESP_ROW         8
+#define ESP_ROW_SRC     0 /* token id, or ESP_ROW_FEATURE | row of the features store */
+#define ESP_ROW_POS     1 /* position in its sequence, from 0 */
+#define ESP_ROW_HI      2 /* attends to positions below this ... */
+#define ESP_ROW_LO      3 /* ... from this on, in layers without a window */
+#define ESP_ROW_LO_WIN  4 /* ... and in layers with one */
+#define ESP_ROW_SLOT    5 /* where its own K and V go: block * ESP_KV_BLOCK + token */
 #define ESP_ROW_FEATURE 0x80000000u
 
 /* A tile record: rows of one sequence that one attention workgroup takes together. ESP_TILE words. */
@@ -94,12 +94,12 @@
 #define ESP_NORM_RMS     1 /* y = x / sqrt(mean(x^2) + eps) * (1 + w) */
 #define ESP_NORM_RMS_ADD 2 /* y += the same */
 
-#define ESP_PUSH_HEAD                                                                                               \
-    ESP_ADDR(esp_words) step;  /* the step buffer */                                                              \
-    ESP_ADDR_ANY act;          /* activations, as floats or texels */                                             \
-    ESP_ADDR(esp_quads) w;     /* the chunk of weights in use */                                                  \
-    ESP_ADDR(esp_floats) vec;  /* small float32 vectors: biases, norm weights, position tables */                 \
-    ESP_ADDR_ANY kv;           /* KV cache, as texels */
+#define ESP_PUSH_HEAD                                                                                        \
+    ESP_ADDR(esp_words) step; /* the step buffer */                                                          \
+    ESP_ADDR_ANY act;         /* activations, as floats or texels */                                         \
+    ESP_ADDR(esp_quads) w;    /* the chunk of weights in use */                                              \
+    ESP_ADDR(esp_floats) vec; /* small float32 vectors: biases, norm weights, position tables */             \
+    ESP_ADDR_ANY kv;          /* KV cache, as texels */
 
 struct esp_push_matmul {
     ESP_PUSH_HEAD
@@ -111,7 +111,7 @@ struct esp_push_matmul {
     ESP_UINT group0;         /* the first one's place among the columns of y */
     ESP_UINT bias;           /* index into vec of b[0], or ESP_NONE */
     ESP_UINT count;          /* which word of the step counts the rows */
-    ESP_FLOAT cap;            /* ESP_EPI_SOFTCAP */
+    ESP_FLOAT cap;           /* ESP_EPI_SOFTCAP */
 };
 
 struct esp_push_norm {
@@ -127,12 +127,12 @@ struct esp_push_norm {
 
 struct esp_push_rope {
     ESP_PUSH_HEAD
-    ESP_UINT x_at, x_stride;  /* f32[T, (N + 2K) * H]: q (changed in place), k, v */
-    ESP_UINT n_head, n_kv;    /* N, K */
-    ESP_UINT h8;              /* padded H / 8 */
-    ESP_UINT table, table_sin;/* vec: cos and sin, f32[positions, H/2 padded] */
-    ESP_UINT kv_at;           /* this layer's first texel */
-    ESP_UINT block_stride;    /* texels of a block */
+    ESP_UINT x_at, x_stride;   /* f32[T, (N + 2K) * H]: q (changed in place), k, v */
+    ESP_UINT n_head, n_kv;     /* N, K */
+    ESP_UINT h8;               /* padded H / 8 */
+    ESP_UINT table, table_sin; /* vec: cos and sin, f32[positions, H/2 padded] */
+    ESP_UINT kv_at;            /* this layer's first texel */
+    ESP_UINT block_stride;     /* texels of a block */
     ESP_FLOAT q_scale;
 };
 
@@ -141,8 +141,8 @@ struct esp_push_attention {
     ESP_UINT q_at, q_stride;
     ESP_UINT y_at, y_stride; /* f32[T, N * H] */
     ESP_UINT kv_at, block_stride;
-    ESP_UINT n_kv;           /* K */
-    ESP_FLOAT softcap;        /* 0: none */
+    ESP_UINT n_kv;     /* K */
+    ESP_FLOAT softcap; /* 0: none */
 };
 
 struct esp_push_embed {
@@ -160,14 +160,14 @@ struct esp_push_io {
     ESP_ADDR(esp_floats) host;
     ESP_UINT y_at, y_stride; /* the activations' side */
     ESP_UINT width, n_quad;
-    ESP_UINT host_at;        /* floats into host */
+    ESP_UINT host_at; /* floats into host */
     ESP_UINT count;
 };
 
 struct esp_push_im2col {
     ESP_PUSH_HEAD
-    ESP_ADDR(esp_floats) host; /* f32[C, S, S] */
-    ESP_UINT y_at, y_stride;    /* f32[patches, C*P*P] */
+    ESP_ADDR(esp_floats) host;              /* f32[C, S, S] */
+    ESP_UINT y_at, y_stride;                /* f32[patches, C*P*P] */
     ESP_UINT channels, size, side_px, side; /* C, S, P, patches a side */
 };
 
@@ -181,8 +181,8 @@ struct esp_push_add {
 
 struct esp_push_topk {
     ESP_PUSH_HEAD
-    ESP_ADDR(esp_words) dst; /* ESP_TOP words a want */
-    ESP_UINT x_at, x_stride;  /* logits f32[R, V] */
+    ESP_ADDR(esp_words) dst;         /* ESP_TOP words a want */
+    ESP_UINT x_at, x_stride;         /* logits f32[R, V] */
     ESP_UINT slice_at, slice_stride; /* per want and slice: head value, head id, max, sum: one texel */
     ESP_UINT vocab, n_slice;
 };

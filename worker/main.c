@@ -264,9 +264,8 @@ static int stop_descriptor(void)
 static esp_status work(const struct args *a, const struct esp_log *log, const char *name, bool *still_busy,
                        struct esp_err *err)
 {
-    const struct esp_vk_options vk_options = {.memory_limit_bytes = a->memory_bytes,
-                                             .profile = a->profile,
-                                             .force_class = -1};
+    const struct esp_vk_options vk_options = {
+        .memory_limit_bytes = a->memory_bytes, .profile = a->profile, .force_class = -1};
     struct rusage used;
     struct esp_worker_options o = {.name = name,
                                    .connect = a->connect,

@@ -91,7 +91,8 @@ esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_k
         st = esp_vk_check(vkMapMemory(vk->dev, out->mem, 0, VK_WHOLE_SIZE, 0, &out->map), "vkMapMemory", err);
         if (st)
             goto done;
-        if (kind == ESP_BUF_DEVICE) /* a CPU driver's: huge pages halve the time to fill gigabytes; a hint, no more */
+        /* On a CPU driver huge pages halve the time to fill gigabytes; a hint, no more. */
+        if (kind == ESP_BUF_DEVICE)
             (void)madvise(out->map, n_bytes, MADV_HUGEPAGE);
     }
     if (texel) {

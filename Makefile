@@ -1,0 +1,78 @@
+# CMake does the work; this names what one wants of it, and sets up a fresh machine.
+#
+#   make                   build into build/ (programs in build/bin); installs nothing on the system
+#   make demo              set up, build, and answer a prompt about a picture
+#   make test              set up, build, and run every test
+#   make deps              install what tools/debian-packages.txt lists and the system lacks
+#   make test-asan         every test, built with AddressSanitizer and UndefinedBehaviorSanitizer
+#   make test-swiftshader  every test on SwiftShader instead of the system's Vulkan drivers
+#   make fuzz              every fuzz target for FUZZ_SECONDS (300), with clang
+#   make format            clang-format over the sources
+#   make install           into PREFIX (/usr/local), under DESTDIR
+#   make clean             remove build/
+#
+# Variables: JOBS, processes at a time (all cores); BUILD, the build directory; WERROR=OFF lets a compiler that warns
+# about more than those we test with finish; CMAKE_ARGS and CTEST_ARGS are passed on (CTEST_ARGS="-R link -V").
+
+BUILD = build
+JOBS = $(shell nproc 2>/dev/null || echo 2)
+PREFIX = /usr/local
+FUZZ_SECONDS = 300
+WERROR =
+CMAKE_ARGS =
+CTEST_ARGS =
+
+# $(call build,DIRECTORY,MORE CMAKE ARGUMENTS): configure, then build. A failure before the first compiler run is
+# mostly a missing package, so that is said then.
+define build
+@command -v cmake >/dev/null || { tools/deps --explain; exit 1; }
+@cmake -S . -B $1 $2 $(if $(WERROR),-DESP_WERROR=$(WERROR)) $(CMAKE_ARGS) || { tools/deps --explain; exit 1; }
+@MAKEFLAGS= cmake --build $1 --parallel $(JOBS)
+endef
+
+# $(call suite,DIRECTORY,ENVIRONMENT): every test there.
+suite = $2 ctest --test-dir $1 --parallel $(JOBS) --output-on-failure --no-tests=error $(CTEST_ARGS)
+
+# A message of the validation layer, synchronization validation included, ends the process that caused it.
+VALIDATE = ESPALIER_VALIDATE=fatal
+
+.PHONY: all deps demo test build-asan test-asan test-swiftshader fuzz format install clean
+.NOTPARALLEL:
+
+all:
+	$(call build,$(BUILD))
+
+deps:
+	@tools/deps
+
+demo: deps all
+	@tools/demo $(BUILD)/bin
+
+# Twice: with sanitizers, then as built for use and under the validation layer. The second summary is the last word.
+test: deps build-asan all
+	$(call suite,$(BUILD)/asan)
+	$(call suite,$(BUILD),$(VALIDATE))
+
+build-asan:
+	$(call build,$(BUILD)/asan,-DESP_SANITIZE=ON)
+
+test-asan: deps build-asan
+	$(call suite,$(BUILD)/asan)
+
+# VK_ICD_FILENAMES is what loaders before 1.3.207 know, VK_DRIVER_FILES its new name.
+test-swiftshader: deps all
+	icd=$$(tools/swiftshader-driver $(BUILD)/swiftshader) && \
+	$(call suite,$(BUILD),$(VALIDATE) VK_ICD_FILENAMES=$$icd VK_DRIVER_FILES=$$icd)
+
+fuzz:
+	$(call build,$(BUILD)/fuzz,-DESP_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++)
+	tools/fuzz $(BUILD)/fuzz $(FUZZ_SECONDS) $(JOBS)
+
+format:
+	tools/format
+
+install: all
+	cmake --install $(BUILD) --prefix $(PREFIX)
+
+clean:
+	rm -rf $(BUILD)

@@ -1,0 +1,42 @@
+#!/bin/sh
+# Who may include whom, and who alone sees a foreign library: the arrows of the source tree.
+#
+#   arrows.sh DIR    prints each line of DIR's sources that goes against an arrow; exit status 1 if there is one
+set -u
+export LC_ALL=C
+cd "${1:?usage: arrows.sh DIR}" || exit 2
+n_bad=0
+
+# refuse WHAT PATTERN EXCEPT FOLDER...: no line of those sources may match PATTERN, unless "FILE:N:LINE" matches EXCEPT.
+refuse() {
+    what=$1 pattern=$2 except=$3
+    shift 3
+    found=$(find "$@" -name '*.[ch]' -o -name '*.cc' -o -name '*.glsl' -o -name '*.comp' 2>/dev/null |
+        xargs grep -nE -e "$pattern" /dev/null | grep -vE -e "$except")
+    if [ -n "$found" ]; then
+        printf '%s:\n%s\n' "$what" "$found"
+        n_bad=1
+    fi
+}
+
+# includes FOLDER ALLOWED: of our own headers, FOLDER includes only those.
+includes() {
+    refuse "$1/ includes of ours only $2" '#include "(cli|coordinator|model|proto|shaders|tests|worker)/' \
+        "#include \"($2)" "$1"
+}
+includes proto 'proto/'
+includes model 'model/|proto/status\.h'
+includes shaders 'shaders/'
+includes worker 'worker/|shaders/|model/|proto/'
+includes coordinator 'coordinator/|model/|proto/'
+includes cli 'cli/|coordinator/|model/|proto/'
+
+# alone WHO PATTERN FILES: of our sources, only those match.
+alone() {
+    refuse "$1" "$2" "$3" cli coordinator model proto shaders worker
+}
+alone 'worker/ alone sees Vulkan' '#include.*vulkan' '^worker/'
+alone 'proto/link.c alone sees ZeroMQ' '#include.*zmq\.h' '^proto/link\.c:'
+alone 'proto/wire*.c alone see protobuf-c' '(espalier|ESPALIER)__|Espalier__|pb-c\.h' '^proto/wire[a-z_]*\.[ch]:'
+alone 'coordinator/spm_shim.cc alone sees SentencePiece' '#include.*sentencepiece' '^coordinator/spm_shim\.cc:'
+exit $n_bad

@@ -116,6 +116,8 @@ void esp_server_destroy(struct esp_server **server)
     if (!sv)
         return;
     esp_prepare_destroy(&sv->prepare); /* first: its jobs hold messages of the link */
+    for (uint32_t i = 0; i < sv->n_parked; i++)
+        esp_msg_finish(&sv->parked[i].msg);
     esp_sched_destroy(&sv->sched);
     esp_roster_destroy(&sv->roster);
     esp_link_destroy(&sv->link);

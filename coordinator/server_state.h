@@ -16,6 +16,15 @@
 #define ESP_SERVER_MAX_BYTES       ((size_t)1 << 30)   /* of picture files waiting to be decoded */
 #define ESP_SERVER_MAX_PIXEL_BYTES (UINT64_C(2) << 30) /* of decoded pictures waiting for the encoder */
 
+#define ESP_SERVER_MAX_PARKED 16
+
+/** A Hello whose name is taken by somebody who may be gone. */
+struct esp_parked_hello {
+    struct esp_peer from;
+    double since;
+    struct esp_msg msg;
+};
+
 struct esp_server {
     struct esp_server_options opt;
     struct esp_cluster_options cluster_opt;
@@ -31,6 +40,8 @@ struct esp_server {
     struct esp_roster *roster;
     struct esp_sched *sched;
     struct esp_cluster cluster;
+    uint32_t n_parked;
+    struct esp_parked_hello parked[ESP_SERVER_MAX_PARKED];
 
     double ready_at;      /* seconds; 0: not ready */
     double waiting_since; /* not ready since then: the start, or the loss of a stage */

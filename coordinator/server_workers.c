@@ -6,6 +6,8 @@
 
 #include "coordinator/server_state.h"
 
+#define DOUBT_S 0.1 /* how long after a Hello its name's holder may seem alive by what it sent before */
+
 /* ---- placing ---- */
 
 static void not_ready(struct esp_server *sv, esp_status code, const char *text)
@@ -125,23 +127,14 @@ static void fail_worker(struct esp_server *sv, struct esp_worker *w, esp_status 
 
 /* ---- what they send ---- */
 
-static void on_hello(struct esp_server *sv, const struct esp_peer *from, const struct esp_msg_hello *hello)
+/* In, or told why not. */
+static void admit_worker(struct esp_server *sv, const struct esp_peer *from,
+                         const struct esp_msg_hello *hello)
 {
-    struct esp_worker *w = esp_roster_find(sv->roster, from);
     struct esp_msg msg = {.kind = ESP_MSG_WELCOME};
+    struct esp_worker *w;
     struct esp_err err;
 
-    if (w) /* it took us for lost, and what it is told from here on starts with Welcome again */
-        esp_server_drop_worker(sv, w, ESP_E_CLOSED, "it is joining again", false);
-    w = hello->name ? esp_roster_named(sv->roster, hello->name) : NULL;
-    if (w) {
-        /* Perhaps the same one, back over a new connection: then the old one is no longer there to be spoken
-         * to. */
-        struct esp_msg beat = {.kind = ESP_MSG_HEARTBEAT};
-        esp_server_tell_worker(sv, w, &beat);
-        if (w->lost)
-            esp_server_drop_worker(sv, w, ESP_E_CLOSED, "its connection is gone, it is joining again", false);
-    }
     if (esp_roster_join(&w, sv->roster, from, hello, esp_server_now(), &err)) {
         esp_log(sv->log, ESP_LOG_WARN, "worker=%s refused why=\"%s\"", hello->name ? hello->name : "",
                 err.text);
@@ -160,6 +153,49 @@ static void on_hello(struct esp_server *sv, const struct esp_peer *from, const s
         esp_server_tell_worker(sv, w, &msg);
     } else {
         reconsider(sv);
+    }
+}
+
+/*
+ * A worker that was killed and started again says hello before its old connection is known to be gone. So a name that
+ * is taken is not refused at once: the Hello waits until the one who has the name is heard of again, or is not there
+ * any more.
+ */
+static void on_hello(struct esp_server *sv, const struct esp_peer *from, struct esp_msg *msg)
+{
+    struct esp_worker *w = esp_roster_find(sv->roster, from);
+
+    if (w) /* it took us for lost, and what it is told from here on starts with Welcome again */
+        esp_server_drop_worker(sv, w, ESP_E_CLOSED, "it is joining again", false);
+    for (uint32_t i = 0; i < sv->n_parked; i++)
+        if (esp_peer_equal(&sv->parked[i].from, from))
+            return; /* once is enough */
+    if (esp_roster_named(sv->roster, msg->hello.name) && sv->n_parked < ESP_SERVER_MAX_PARKED) {
+        struct esp_parked_hello *p = &sv->parked[sv->n_parked++];
+
+        p->from = *from;
+        p->since = esp_server_now();
+        p->msg = *msg;
+        memset(msg, 0, sizeof *msg);
+        return;
+    }
+    admit_worker(sv, from, &msg->hello);
+}
+
+static void settle_parked(struct esp_server *sv)
+{
+    for (uint32_t i = 0; i < sv->n_parked;) {
+        const struct esp_worker *w = esp_roster_named(sv->roster, sv->parked[i].msg.hello.name);
+        struct esp_parked_hello p = sv->parked[i];
+
+        if (w && w->last_heard < p.since + DOUBT_S) { /* what it had sent before may still be arriving */
+            i++;
+            continue;
+        }
+        sv->n_parked--;
+        memmove(&sv->parked[i], &sv->parked[i + 1], (sv->n_parked - i) * sizeof p);
+        admit_worker(sv, &p.from, &p.msg.hello);
+        esp_msg_finish(&p.msg);
     }
 }
 
@@ -418,7 +454,7 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
         return; /* it takes no part any more */
     switch (msg->kind) {
     case ESP_MSG_HELLO:
-        on_hello(sv, from, &msg->hello);
+        on_hello(sv, from, msg);
         break;
     case ESP_MSG_HEARTBEAT:
         if (msg->heartbeat.epoch > w->epoch)
@@ -481,6 +517,7 @@ void esp_server_watch(struct esp_server *sv, double now)
         snprintf(text, sizeof text, "said nothing for %.1f s", now - w->last_heard);
         esp_server_drop_worker(sv, w, ESP_E_TIMEOUT, text, true);
     }
+    settle_parked(sv);
 }
 
 static void send_picture(struct esp_server *sv, struct esp_session *s, uint32_t i)

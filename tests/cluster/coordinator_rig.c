@@ -574,6 +574,11 @@ void rig_until(struct rig *rig, bool (*cond)(struct rig *rig, void *arg), void *
     }
 }
 
+static bool is_welcome(struct rig *rig, void *worker)
+{
+    return ((struct rig_worker *)worker)->welcome;
+}
+
 static bool all_placed(struct rig *rig, void *arg)
 {
     const int n = *(int *)arg;
@@ -588,8 +593,8 @@ void rig_join(struct rig *rig, int n)
 {
     for (int i = 0; i < n; i++) {
         rig_hello(rig, i);
-        while (!rig->w[i].welcome) /* the order of joining is the order of stages of a given split */
-            rig_pump(rig, 20);
+        /* one by one: the order of joining is the order of stages of a given split */
+        rig_until(rig, is_welcome, &rig->w[i], "Welcome");
     }
     rig_until(rig, all_placed, &n, "a Place for every worker");
 }

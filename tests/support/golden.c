@@ -67,6 +67,9 @@ bool esp_golden_has(const struct esp_golden *g, const char *name)
 }
 
 static const struct esp_tensor *get(const struct esp_golden *g, const char *fmt, va_list ap)
+    __attribute__((format(printf, 2, 0)));
+
+static const struct esp_tensor *get(const struct esp_golden *g, const char *fmt, va_list ap)
 {
     char name[256];
     const struct esp_tensor *t;
@@ -88,6 +91,14 @@ const struct esp_tensor *esp_golden_tensor(const struct esp_golden *g, const cha
     va_end(ap);
     return t;
 }
+
+static const void *typed(struct esp_golden *g, size_t *n_elem, enum esp_dtype dtype, const char *name,
+                         va_list ap)
+    __attribute__((format(printf, 4, 0)));
+
+static const void *typed(struct esp_golden *g, size_t *n_elem, enum esp_dtype dtype, const char *name,
+                         va_list ap)
+    __attribute__((format(printf, 4, 0)));
 
 static const void *typed(struct esp_golden *g, size_t *n_elem, enum esp_dtype dtype, const char *name,
                          va_list ap)

@@ -1,0 +1,270 @@
+/*
+ * Products against float64: many rows (matmul) and a few (matvec), every epilogue, dtype and ragged size, the shapes
+ * of the published models among them, with and without outliers.
+ */
+#include "tests/kernel/rig.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/support/compare.h"
+#include "tests/support/ref.h"
+
+struct product_case {
+    uint32_t n, k;
+    uint32_t rows;
+    uint32_t few; /* as in esp_matmul_how */
+    enum esp_dtype dtype;
+    uint32_t epilogue;
+    bool bias;
+    uint32_t outliers; /* channels of x that are 1e4 times as large */
+    uint32_t parts;    /* 0: 1 */
+};
+
+/*
+ * A float32 sum of K terms in order takes K roundings of partial sums that grow like sqrt(k): the error is a random
+ * walk of about 0.25 * 2^-24 * sqrt(K) of the result's scale; with outliers a few large terms rule and it is less.
+ * Tolerated: three times that for all elements together, and 2^-24 * 8 for short sums, the epilogue's functions and
+ * the last rounding. One element may be off by 8 times as much: the largest of millions of normal ones is at 5.5.
+ * GEGLU multiplies two such numbers, so its products spread more: 40 times. All of it is measured by the scale of the
+ * sums: where the soft-cap squeezes large ones into +-30, an error of a small one beside them looks larger by as much.
+ */
+static double tolerance(const struct product_case *c)
+{
+    return 0x1p-24 * (8 + 0.75 * sqrt(c->k));
+}
+
+static double row_tolerance(const struct product_case *c)
+{
+    return tolerance(c) * (c->epilogue == ESP_EPI_GEGLU ? 40 : 8);
+}
+
+#define NONE_ ESP_EPI_NONE
+#define GELU_ ESP_EPI_GELU
+#define ADD_  ESP_EPI_ADD
+#define GEGLU ESP_EPI_GEGLU
+#define CAP__ ESP_EPI_SOFTCAP
+
+static const struct product_case cases[] = {
+    /* n, k, rows, few, dtype, epilogue, bias, outliers, parts */
+    /* ragged rows around the tiles of 8 and 64 */
+    {144, 304, 1, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 2, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 3, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 5, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 8, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 9, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 17, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 63, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 64, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 65, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 256, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 260, 0, ESP_BF16, NONE_, true, 0, 0},
+    /* ragged N and K, every dtype */
+    {1, 1, 3, 0, ESP_BF16, NONE_, true, 0, 0},
+    {7, 31, 3, 0, ESP_F16, NONE_, true, 0, 0},
+    {33, 33, 9, 0, ESP_F32, NONE_, true, 0, 0},
+    {404, 144, 9, 0, ESP_F32, NONE_, true, 0, 0},
+    {144, 404, 9, 0, ESP_F16, NONE_, false, 0, 0},
+    {216, 404, 17, 0, ESP_BF16, NONE_, false, 0, 0},
+    {31, 216, 17, 0, ESP_F32, NONE_, false, 0, 0},
+    {216, 65, 17, 0, ESP_F16, NONE_, false, 0, 0},
+    {144, 588, 16, 0, ESP_BF16, NONE_, true, 0, 0},
+    /* every epilogue, every dtype */
+    {304, 144, 65, 0, ESP_BF16, GELU_, true, 0, 0},
+    {304, 144, 65, 0, ESP_F16, GELU_, true, 0, 0},
+    {304, 144, 65, 0, ESP_F32, GELU_, true, 0, 0},
+    {144, 304, 65, 0, ESP_BF16, ADD_, true, 0, 0},
+    {144, 304, 65, 0, ESP_F16, ADD_, false, 0, 0},
+    {144, 304, 65, 0, ESP_F32, ADD_, true, 0, 0},
+    {404, 216, 65, 0, ESP_BF16, GEGLU, false, 0, 0},
+    {404, 216, 65, 0, ESP_F16, GEGLU, false, 0, 0},
+    {404, 216, 65, 0, ESP_F32, GEGLU, false, 0, 0},
+    {5, 216, 3, 0, ESP_BF16, GEGLU, false, 0, 0},
+    {404, 216, 9, 0, ESP_BF16, CAP__, false, 0, 0},
+    {404, 216, 9, 0, ESP_F32, CAP__, false, 0, 0},
+    /* outliers */
+    {144, 304, 17, 0, ESP_BF16, NONE_, true, 3, 0},
+    {144, 304, 17, 0, ESP_F16, GELU_, true, 3, 0},
+    {144, 304, 17, 0, ESP_F32, ADD_, true, 3, 0},
+    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 3, 0},
+    {404, 216, 17, 0, ESP_F16, CAP__, false, 3, 0},
+    /* in several pieces */
+    {144, 304, 17, 0, ESP_BF16, ADD_, true, 0, 2},
+    {404, 216, 17, 0, ESP_F16, GELU_, true, 0, 5},
+    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 0, 3},
+    {404, 216, 17, 0, ESP_F32, CAP__, false, 0, 8},
+    /* a few rows: below, at and above what one workgroup takes */
+    {144, 304, 1, 1, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 3, 1, ESP_F16, NONE_, true, 0, 0},
+    {144, 304, 1, 2, ESP_F32, NONE_, true, 0, 0},
+    {144, 304, 2, 2, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 5, 2, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 3, 4, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 4, 4, ESP_F16, NONE_, true, 0, 0},
+    {144, 304, 9, 4, ESP_F32, NONE_, true, 0, 0},
+    {144, 304, 5, 8, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 8, 8, ESP_F32, NONE_, true, 0, 0},
+    {144, 304, 17, 8, ESP_BF16, NONE_, true, 0, 0},
+    {1, 1, 2, 2, ESP_BF16, NONE_, true, 0, 0},
+    {31, 216, 2, 2, ESP_F32, NONE_, true, 0, 0},
+    {216, 404, 1, 1, ESP_F16, NONE_, false, 0, 0},
+    {216, 31, 1, 1, ESP_F16, NONE_, false, 0, 0},
+    {304, 144, 3, 4, ESP_BF16, GELU_, true, 0, 0},
+    {144, 404, 3, 4, ESP_BF16, ADD_, true, 0, 0},
+    {144, 404, 1, 1, ESP_F32, ADD_, true, 0, 0},
+    {404, 144, 1, 1, ESP_BF16, GEGLU, false, 0, 0},
+    {404, 144, 2, 2, ESP_F16, GEGLU, false, 0, 0},
+    {404, 144, 7, 4, ESP_F32, GEGLU, false, 0, 0},
+    {5, 144, 11, 8, ESP_BF16, GEGLU, false, 0, 0},
+    {404, 144, 7, 8, ESP_BF16, CAP__, false, 0, 0},
+    {144, 304, 5, 4, ESP_BF16, NONE_, true, 3, 0},
+    {404, 144, 3, 2, ESP_F16, GEGLU, false, 3, 0},
+    {404, 144, 1, 1, ESP_F32, CAP__, false, 3, 0},
+    {404, 144, 5, 4, ESP_BF16, GEGLU, false, 0, 3},
+    {404, 144, 5, 8, ESP_F16, ADD_, true, 0, 8},
+    /* SigLIP So400m: QKV in one, fc1, fc2, the projector, patches of 3*14*14 */
+    {1152, 588, 32, 0, ESP_BF16, NONE_, true, 0, 0},
+    {3456, 1152, 17, 0, ESP_BF16, NONE_, true, 4, 0},
+    {4304, 1152, 65, 0, ESP_BF16, GELU_, true, 4, 0},
+    {1152, 4304, 64, 0, ESP_BF16, ADD_, true, 4, 0},
+    {2048, 1152, 9, 0, ESP_F16, NONE_, true, 0, 0},
+    /* Gemma 2B: QKV in one, O, gate and up, down */
+    {2560, 2048, 33, 0, ESP_BF16, NONE_, false, 4, 0},
+    {2560, 2048, 1, 1, ESP_BF16, NONE_, false, 4, 0},
+    {2048, 2048, 2, 2, ESP_BF16, ADD_, false, 4, 0},
+    {16384, 2048, 9, 0, ESP_BF16, GEGLU, false, 4, 0},
+    {16384, 2048, 1, 1, ESP_BF16, GEGLU, false, 4, 0},
+    {2048, 16384, 9, 0, ESP_BF16, ADD_, false, 4, 0},
+    {2048, 16384, 3, 4, ESP_BF16, ADD_, false, 4, 0},
+};
+
+/*
+ * What the kernel should have left, from the products of all columns: f64[T, N]. squeeze: how much smaller the
+ * soft-cap made it.
+ */
+static void expect(double *want, double *squeeze, const struct product_case *c, const float *x,
+                   const float *w, const float *up, const float *bias, const float *y0)
+{
+    const size_t n = (size_t)c->rows * c->n;
+    double before = 0, after = 0;
+    double *other;
+
+    *squeeze = 1;
+    esp_ref_matmul(want, x, w, bias, c->rows, c->n, c->k);
+    switch (c->epilogue) {
+    case ESP_EPI_GELU:
+        for (size_t i = 0; i < n; i++)
+            want[i] = esp_ref_gelu(want[i]);
+        break;
+    case ESP_EPI_ADD:
+        for (size_t i = 0; i < n; i++)
+            want[i] += y0[i];
+        break;
+    case ESP_EPI_SOFTCAP:
+        for (size_t i = 0; i < n; i++) {
+            before += want[i] * want[i];
+            want[i] = 30 * tanh(want[i] / 30);
+            after += want[i] * want[i];
+        }
+        *squeeze = sqrt(before / after);
+        break;
+    case ESP_EPI_GEGLU:
+        other = esp_rig_alloc(n, sizeof *other);
+        esp_ref_matmul(other, x, up, NULL, c->rows, c->n, c->k);
+        for (size_t i = 0; i < n; i++)
+            want[i] = esp_ref_gelu(want[i]) * other[i];
+        free(other);
+        break;
+    default:
+        break;
+    }
+}
+
+static bool run_case(const struct product_case *c, uint64_t seed)
+{
+    const bool pairs = c->epilogue == ESP_EPI_GEGLU;
+    const struct esp_matmul_how how = {
+        .epilogue = c->epilogue, .few = c->few, .count = ESP_COUNT_ROWS, .cap = 30};
+    const uint32_t spare = 3; /* rows of x and y beyond those of the step */
+    const size_t n_y = (size_t)c->rows * c->n;
+    struct esp_pack_spec spec = {.n_part = 1};
+    struct esp_weights_made w, up = {0};
+    struct esp_rand r;
+    struct esp_rows rx, ry;
+    struct esp_mat m;
+    float *x = esp_rig_alloc((size_t)(c->rows + spare) * c->k, sizeof *x);
+    float *y = esp_rig_alloc(n_y, sizeof *y),
+          *y0 = esp_rig_alloc((size_t)(c->rows + spare) * c->n, sizeof *y0);
+    float *bias = esp_rig_alloc(c->n, sizeof *bias);
+    double *want = esp_rig_alloc(n_y, sizeof *want);
+    char what[128];
+    double squeeze;
+    bool ok;
+
+    esp_rand_init(&r, seed);
+    esp_rand_fill_outliers(&r, x, c->rows, c->k, 1, c->outliers, 1e4);
+    for (size_t i = (size_t)c->rows * c->k; i < (size_t)(c->rows + spare) * c->k; i++)
+        x[i] = NAN; /* rows that are not there */
+    esp_rand_fill(&r, y0, (size_t)(c->rows + spare) * c->n, 10);
+    esp_rand_fill(&r, bias, c->n, 1);
+    esp_weights_make(&w, &r, c->dtype, c->n, c->k, 2 / sqrt(c->k));
+    spec.part[0].tensor = &w.tensor;
+    if (pairs) {
+        esp_weights_make(&up, &r, c->dtype, c->n, c->k, 2 / sqrt(c->k));
+        spec.n_part = 2;
+        spec.part[1].tensor = &up.tensor;
+        spec.interleave = true;
+    }
+    esp_rig_begin(c->rows, 0, 0);
+    rx = esp_rig_rows(c->rows + spare, c->k, x);
+    ry = esp_rig_rows(c->rows + spare, c->n, c->epilogue == ESP_EPI_ADD ? y0 : NULL);
+    m = esp_rig_mat(&spec, c->parts ? c->parts : 1, 1);
+    if (c->bias)
+        m.bias = esp_rig_vec(bias, c->n);
+    esp_rig_ready();
+    esp_op_matmul(&esp_rig.rec, ry, rx, &m, &how);
+    esp_rig.batch.count[ESP_COUNT_ROWS] = c->rows;
+    esp_rig_run();
+    esp_rig_get(y, ry, c->rows, c->n);
+    if (c->epilogue == ESP_EPI_ADD)
+        assert_memory_equal(esp_rig.act.at + ((size_t)ry.at + (size_t)c->rows * ry.stride) * 4, y0 + n_y,
+                            c->n * sizeof *y0);
+    else
+        esp_rig_check_unwritten(ry, c->rows, c->rows + spare);
+    esp_rig_end();
+
+    expect(want, &squeeze, c, x, w.values, up.values, c->bias ? bias : NULL, y0);
+    snprintf(what, sizeof what, "n=%u k=%u rows=%u few=%u %s epilogue=%u outliers=%u parts=%u", c->n, c->k,
+             c->rows, c->few, esp_dtype_name(c->dtype), c->epilogue, c->outliers, c->parts);
+    ok = esp_check_close(what, y, want, c->rows, c->n, squeeze * tolerance(c), squeeze * row_tolerance(c));
+    esp_weights_free(&w);
+    esp_weights_free(&up);
+    free(x);
+    free(y);
+    free(y0);
+    free(bias);
+    free(want);
+    return ok;
+}
+
+static void test_products(void **state)
+{
+    uint32_t n_bad = 0;
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct product_case c = cases[i];
+        if (esp_rig.slow && (uint64_t)c.n * c.k > 1000000 && c.rows > 9)
+            c.rows = 9;
+        n_bad += !run_case(&c, 1000 + i);
+    }
+    assert_int_equal(n_bad, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_products)};
+    return esp_rig_main("matmul", tests, sizeof tests / sizeof tests[0]);
+}

@@ -22,12 +22,12 @@ WERROR =
 CMAKE_ARGS =
 CTEST_ARGS =
 
-# $(call build,DIRECTORY,MORE CMAKE ARGUMENTS): configure, then build. A failure before the first compiler run is
-# mostly a missing package, so that is said then.
+# $(call build,DIRECTORY,MORE CMAKE ARGUMENTS,MORE BUILD ARGUMENTS): configure, then build. What keeps a configuration
+# from succeeding is mostly a missing package, so that is said then.
 define build
 @command -v cmake >/dev/null || { tools/deps --explain; exit 1; }
 @cmake -S . -B $1 $2 $(if $(WERROR),-DESP_WERROR=$(WERROR)) $(CMAKE_ARGS) || { tools/deps --explain; exit 1; }
-@MAKEFLAGS= cmake --build $1 --parallel $(JOBS)
+@MAKEFLAGS=--no-print-directory cmake --build $1 --parallel $(JOBS) $3
 endef
 
 # $(call suite,DIRECTORY,ENVIRONMENT): every test there.
@@ -64,8 +64,9 @@ test-swiftshader: deps all
 	icd=$$(tools/swiftshader-driver $(BUILD)/swiftshader) && \
 	$(call suite,$(BUILD),$(VALIDATE) VK_ICD_FILENAMES=$$icd VK_DRIVER_FILES=$$icd)
 
+# Needs clang and libclang-rt-dev, which nothing else does.
 fuzz:
-	$(call build,$(BUILD)/fuzz,-DESP_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++)
+	$(call build,$(BUILD)/fuzz,-DESP_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++,--target fuzzers)
 	tools/fuzz $(BUILD)/fuzz $(FUZZ_SECONDS) $(JOBS)
 
 format:

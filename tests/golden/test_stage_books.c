@@ -1,0 +1,268 @@
+/*
+ * Sequences in a stage: forks share blocks and copy on write, a row's bits do not depend on its neighbours, and what
+ * must be refused is refused without a trace. On the golden checkpoint `tiny`, whole in one stage.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/support/chain.h"
+#include "tests/support/golden.h"
+
+#define MAX_ROWS 128
+
+static struct esp_vk *vk;
+static struct esp_checkpoint *ck;
+static struct esp_golden *golden;
+static struct esp_chain chain;
+static const int32_t *ids; /* a prompt with one picture */
+static uint32_t n_ids;
+static const uint64_t picture = 7;
+
+static struct esp_stage_info_out info(void)
+{
+    struct esp_stage_info_out i;
+    esp_stage_info(chain.stage[0], &i);
+    return i;
+}
+
+static void release(const uint64_t *seqs, uint32_t n)
+{
+    esp_stage_release(chain.stage[0], &(struct esp_msg_release){.n_seqs = n, .seqs = seqs});
+}
+
+static struct esp_seq_rows prompt_of(uint64_t seq)
+{
+    return (struct esp_seq_rows){.seq = seq, .n_tok = n_ids, .n_prefix = n_ids, .n_images = 1, .images = &picture};
+}
+
+static struct esp_seq_rows next_of(uint64_t seq, uint32_t i)
+{
+    return (struct esp_seq_rows){.seq = seq, .pos = n_ids + i, .n_tok = 1, .n_prefix = n_ids};
+}
+
+/* Logits of one row a sequence in one step, f32[n, V], and what frees and forks ride along. */
+static void batch(const struct esp_seq_rows *seqs, const int32_t *tokens, uint32_t n, const struct esp_fork *forks,
+                  uint32_t n_forks, float *logits)
+{
+    struct esp_want wants[16];
+    struct esp_msg_step step = {.epoch = 1, .id = chain.next_id++, .rows = n, .n_seqs = n, .seqs = seqs,
+                                .n_wants = n, .wants = wants, .n_forks = n_forks, .forks = forks};
+    struct esp_stage_out out;
+
+    for (uint32_t i = 0; i < n; i++)
+        wants[i] = (struct esp_want){.row = i, .k = 1, .full = true};
+    esp_chain_step(&chain, &step, tokens, &out, NULL, NULL);
+    assert_int_equal(out.n_full, n);
+    memcpy(logits, out.full, (size_t)n * out.vocab * sizeof *logits);
+    esp_stage_out_finish(&out);
+}
+
+static void prefill(uint64_t seq)
+{
+    struct esp_seq_rows p = prompt_of(seq);
+    struct esp_stage_out out;
+    esp_chain_seq(&chain, &p, ids, 1, 1, &out, NULL, NULL);
+    esp_stage_out_finish(&out);
+}
+
+/* Three continuations of one prompt: each alone from a prefill of its own, then all as forks in shared steps. The
+ * prompt ends inside a block, so every fork but one copies it. */
+static void test_forks(void **state)
+{
+    enum { N = 3, T = 40 }; /* past the next block's border */
+    const size_t vocab = esp_checkpoint_config(ck)->text.vocab;
+    const uint64_t seqs[N] = {30, 31, 32};
+    const struct esp_fork forks[N - 1] = {{31, 30}, {32, 30}};
+    float *alone = malloc(N * T * vocab * sizeof *alone), *together = malloc(N * vocab * sizeof *together);
+    struct esp_seq_rows rows[N];
+    int32_t tokens[N];
+
+    assert_non_null(alone);
+    assert_non_null(together);
+    for (uint32_t s = 0; s < N; s++) {
+        prefill(20);
+        for (uint32_t t = 0; t < T; t++) {
+            rows[0] = next_of(20, t);
+            tokens[0] = (int32_t)(1000 + 100 * s + t);
+            batch(rows, tokens, 1, NULL, 0, alone + (s * T + t) * vocab);
+        }
+        release((const uint64_t[]){20}, 1);
+    }
+    prefill(30);
+    for (uint32_t t = 0; t < T; t++) {
+        for (uint32_t s = 0; s < N; s++) {
+            rows[s] = next_of(seqs[s], t);
+            tokens[s] = (int32_t)(1000 + 100 * s + t);
+        }
+        batch(rows, tokens, N, forks, t == 0 ? N - 1 : 0, together);
+        for (uint32_t s = 0; s < N; s++)
+            assert_memory_equal(together + s * vocab, alone + (s * T + t) * vocab, vocab * sizeof *alone);
+    }
+    release(seqs, N);
+    assert_int_equal(info().kv_used_blocks, 0);
+    assert_int_equal(info().n_seqs, 0);
+    free(alone);
+    free(together);
+}
+
+/* More sequences in a step than any kernel takes at once: still the same bits as alone. */
+static void test_many(void **state)
+{
+    enum { N = 11 };
+    const size_t vocab = esp_checkpoint_config(ck)->text.vocab;
+    float *want = malloc(vocab * sizeof *want), *got = malloc(N * vocab * sizeof *got);
+    struct esp_seq_rows rows[N];
+    struct esp_fork forks[N];
+    uint64_t seqs[N + 1];
+    int32_t tokens[N];
+
+    assert_non_null(want);
+    assert_non_null(got);
+    prefill(40);
+    for (uint32_t s = 0; s < N; s++) {
+        seqs[s] = 41 + s;
+        forks[s] = (struct esp_fork){41 + s, 40};
+        rows[s] = next_of(41 + s, 0);
+        tokens[s] = (int32_t)(77 * s + 5);
+    }
+    batch(rows, tokens, N, forks, N, got);
+    release(seqs, N);
+    for (uint32_t s = 0; s < N; s++) {
+        batch(&rows[s], &tokens[s], 1, &forks[s], 1, want);
+        assert_memory_equal(got + s * vocab, want, vocab * sizeof *want);
+        release(&seqs[s], 1);
+    }
+    release((const uint64_t[]){40}, 1);
+    assert_int_equal(info().kv_used_blocks, 0);
+    free(want);
+    free(got);
+}
+
+struct refusal {
+    const char *what;
+    struct esp_seq_rows seq;
+    uint32_t rows; /* of the message */
+    int32_t id;    /* of all rows */
+    struct esp_want want;
+    esp_status st;
+    const char *says;
+};
+
+static void test_refusals(void **state)
+{
+    const uint64_t other = 99;
+    const uint32_t vocab = esp_checkpoint_config(ck)->text.vocab;
+    const struct refusal table[] = {
+        {"unknown sequence", {.seq = 50, .pos = 5, .n_tok = 1, .n_prefix = 3}, 1, 9, {0}, ESP_E_PROTO, "expected 0"},
+        {"a gap", {.seq = 60, .pos = n_ids + 1, .n_tok = 1, .n_prefix = n_ids}, 1, 9, {0}, ESP_E_PROTO, "position"},
+        {"again from 0", {.seq = 60, .n_tok = 5, .n_prefix = 5}, 5, 9, {0}, ESP_E_PROTO, "position 0, expected"},
+        {"part of a prefix", {.seq = 50, .n_tok = 4, .n_prefix = 5}, 4, 9, {0}, ESP_E_PROTO, "comes whole"},
+        {"no prefix", {.seq = 50, .n_tok = 4}, 4, 9, {0}, ESP_E_PROTO, "comes whole"},
+        {"unknown picture", {.seq = 50, .n_tok = 20, .n_prefix = 20, .n_images = 1, .images = &other}, 20, 9, {0},
+         ESP_E_PROTO, "image 99 is not here"},
+        {"a picture longer than the prefix", {.seq = 50, .n_tok = 10, .n_prefix = 10, .n_images = 1,
+         .images = &picture}, 10, 9, {0}, ESP_E_PROTO, "1 images in a prefix of 10"},
+        {"id beyond the vocabulary", {.seq = 50, .n_tok = 2, .n_prefix = 2}, 2, (int32_t)vocab, {0}, ESP_E_PROTO,
+         "outside of the vocabulary"},
+        {"negative id", {.seq = 50, .n_tok = 2, .n_prefix = 2}, 2, -1, {0}, ESP_E_PROTO, "outside of the vocabulary"},
+        {"target beyond the vocabulary", {.seq = 50, .n_tok = 2, .n_prefix = 2}, 2, 9,
+         {.row = 1, .k = 1, .has_target = true, .target = vocab}, ESP_E_PROTO, "target"},
+        {"too many rows", {.seq = 50, .n_tok = MAX_ROWS + 1, .n_prefix = 2}, MAX_ROWS + 1, 9, {0}, ESP_E_LIMIT,
+         "this placement takes 128"},
+        {"longer than the context", {.seq = 60, .pos = n_ids, .n_tok = MAX_ROWS - 1, .n_prefix = n_ids},
+         MAX_ROWS - 1, 9, {0}, ESP_E_LIMIT, "positions"},
+    };
+    int32_t tokens[MAX_ROWS + 1];
+
+    prefill(60);
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        const struct refusal *r = &table[i];
+        const struct esp_stage_info_out before = info();
+        const struct esp_msg_step step = {.epoch = 1, .id = 1, .payload = ESP_PAYLOAD_TOKENS, .rows = r->rows,
+                                          .width = 1, .n_seqs = 1, .seqs = &r->seq, .n_wants = r->want.k,
+                                          .wants = &r->want};
+        struct esp_stage_out out;
+        struct esp_err err = {0};
+        for (uint32_t t = 0; t < r->rows; t++)
+            tokens[t] = r->id;
+        if (esp_stage_step(chain.stage[0], &step, tokens, &out, &err) != r->st || !strstr(err.text, r->says))
+            fail_msg("%s: %s: %s", r->what, esp_status_name(err.code), err.text);
+        assert_int_equal(info().kv_used_blocks, before.kv_used_blocks);
+        assert_int_equal(info().n_seqs, before.n_seqs);
+    }
+    release((const uint64_t[]){60}, 1);
+}
+
+/* The cache runs full: the step is refused whole, and what was there goes on. */
+static void test_full(void **state)
+{
+    const struct esp_stage_info_out all = info();
+    uint64_t seqs[64];
+    uint32_t n = 0;
+    struct esp_err err = {0};
+    esp_status st = ESP_OK;
+    int32_t token = 5;
+
+    while (st == ESP_OK && n < 64) {
+        const struct esp_seq_rows p = {.seq = 200 + n, .n_tok = MAX_ROWS, .n_prefix = 1};
+        const struct esp_msg_step step = {.epoch = 1, .id = 1, .payload = ESP_PAYLOAD_TOKENS, .rows = MAX_ROWS,
+                                          .width = 1, .n_seqs = 1, .seqs = &p};
+        int32_t tokens[MAX_ROWS] = {0};
+        struct esp_stage_out out;
+        st = esp_stage_step(chain.stage[0], &step, tokens, &out, &err);
+        esp_stage_out_finish(&out);
+        if (st == ESP_OK)
+            seqs[n++] = p.seq;
+    }
+    assert_int_equal(st, ESP_E_LIMIT);
+    assert_non_null(strstr(err.text, "KV cache"));
+    assert_int_equal(info().n_seqs, n);
+    release(seqs, 1);
+    prefill(300); /* there is room again */
+    const struct esp_seq_rows go_on = next_of(300, 0);
+    float *logits = malloc(esp_checkpoint_config(ck)->text.vocab * sizeof *logits);
+    assert_non_null(logits);
+    batch(&go_on, &token, 1, NULL, 0, logits);
+    free(logits);
+    release(seqs + 1, n - 1);
+    release((const uint64_t[]){300}, 1);
+    assert_int_equal(info().kv_used_blocks, all.kv_used_blocks);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_forks),
+        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_full),
+    };
+    struct esp_log log;
+    struct esp_err err = {0};
+    size_t n;
+    int failed;
+
+    esp_log_init(&log, "test");
+    esp_must(esp_checkpoint_open(&ck, "tests/golden/data/tiny", &err), &err);
+    esp_must(esp_vk_open(&vk, getenv("ESPALIER_DEVICE"), NULL, &log, &err), &err);
+    golden = esp_golden_open("tests/golden/data/tiny/golden.safetensors");
+    ids = esp_golden_i32(golden, &n, "generate.0.ids");
+    n_ids = (uint32_t)n;
+    const uint32_t n_enc[1] = {esp_checkpoint_config(ck)->vision.n_layer};
+    const uint32_t n_dec[1] = {esp_checkpoint_config(ck)->text.n_layer};
+    esp_chain_open(&chain, vk, ck, 1, n_enc, n_dec, MAX_ROWS);
+    esp_chain_encode(&chain, picture, esp_golden_f32(golden, &n, "image.scene_a.pixel_values"), NULL, NULL);
+    failed = cmocka_run_group_tests(tests, NULL, NULL);
+    failed += vk->n_validation != 0;
+    esp_chain_close(&chain);
+    esp_golden_close(&golden);
+    esp_checkpoint_destroy(&ck);
+    esp_vk_close(&vk);
+    return failed;
+}

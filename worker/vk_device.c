@@ -401,6 +401,26 @@ static esp_status device_create(struct esp_vk *vk, const struct candidate *c, st
     return st;
 }
 
+/* The kernel class: the option's, else what ESPALIER_KERNELS names, else what fits the device. */
+static esp_status class_choose(enum esp_vk_class *out, const struct candidate *c, const struct esp_vk_options *opt,
+                               struct esp_err *err)
+{
+    const char *env = getenv("ESPALIER_KERNELS");
+
+    *out = c->cls;
+    if (opt && opt->force_class >= 0)
+        *out = (enum esp_vk_class)opt->force_class;
+    else if (env && strcmp(env, "plain") == 0)
+        *out = ESP_VK_PLAIN;
+    else if (env && strcmp(env, "texel") == 0)
+        *out = ESP_VK_TEXEL;
+    else if (env && *env)
+        return esp_fail(err, ESP_E_ARG, "ESPALIER_KERNELS=%s: plain or texel", env);
+    if (*out == ESP_VK_TEXEL && c->cls != ESP_VK_TEXEL)
+        return esp_fail(err, ESP_E_DEVICE, "this device cannot run the texel kernels");
+    return ESP_OK;
+}
+
 static void report_fill(struct esp_vk *vk, const struct candidate *c, const struct esp_vk_options *opt)
 {
     struct esp_vk_report *r = &vk->report;
@@ -421,7 +441,7 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     struct candidate *cands = calloc(MAX_DEVICES, sizeof *cands);
     struct esp_vk *vk = calloc(1, sizeof *vk);
     const struct candidate *c = NULL;
-    const char *env = getenv("ESPALIER_VALIDATE");
+    const char *env = getenv("ESPALIER_VALIDATE"), *staging = getenv("ESPALIER_STAGING");
     bool validate = (opt && opt->validate) || (env && *env && strcmp(env, "0") != 0);
     struct esp_err why = {0};
     uint32_t n = 0;
@@ -446,8 +466,9 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     vk->props = c->props;
     vk->mem_props = c->mem;
     vk->subgroup_size = c->subgroup_size;
-    vk->uma = c->uma;
-    vk->cls = opt && opt->force_class >= 0 ? (enum esp_vk_class)opt->force_class : c->cls;
+    vk->uma = c->uma && !(staging && *staging && strcmp(staging, "0") != 0);
+    if ((st = class_choose(&vk->cls, c, opt, err)))
+        goto done;
     vk->profile = opt && opt->profile && c->props.limits.timestampComputeAndGraphics;
     vk->max_alloc_bytes = c->max_alloc_bytes;
     if (vk->cls == ESP_VK_TEXEL) { /* everything must be reachable through one view, in signed byte offsets */
@@ -458,10 +479,6 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
             vk->max_alloc_bytes = reach;
     }
     vk->max_alloc_bytes &= ~(uint64_t)0xffff;
-    if (vk->cls == ESP_VK_TEXEL && c->cls != ESP_VK_TEXEL) {
-        st = esp_fail(err, ESP_E_DEVICE, "%s cannot run the texel kernels", c->props.deviceName);
-        goto done;
-    }
     if ((st = device_create(vk, c, err)))
         goto done;
     report_fill(vk, c, opt);

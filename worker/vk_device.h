@@ -71,7 +71,9 @@ struct esp_vk {
  *
  * @param device   NULL: the best there is (discrete, integrated, virtual, other, and a CPU driver last);
  *                 a number: its index in esp_vk_list; else a part of its name, case ignored
- * @param options  may be NULL. ESPALIER_VALIDATE=1 in the environment turns validation on as well.
+ * @param options  may be NULL. For tests, the environment may say more: ESPALIER_VALIDATE=1 turns the validation layer
+ *                 on (=fatal: its first message ends the process), ESPALIER_KERNELS=plain or texel chooses the kernel
+ *                 class, ESPALIER_STAGING=1 treats device memory as out of the host's reach, as on a discrete GPU.
  * Errors: ESP_E_DEVICE (no loader, no device, none of that name, below the baseline: says what it lacks).
  */
 esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp_vk_options *options,

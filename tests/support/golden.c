@@ -93,12 +93,7 @@ const struct esp_tensor *esp_golden_tensor(const struct esp_golden *g, const cha
 }
 
 static const void *typed(struct esp_golden *g, size_t *n_elem, enum esp_dtype dtype, const char *name,
-                         va_list ap)
-    __attribute__((format(printf, 4, 0)));
-
-static const void *typed(struct esp_golden *g, size_t *n_elem, enum esp_dtype dtype, const char *name,
-                         va_list ap)
-    __attribute__((format(printf, 4, 0)));
+                         va_list ap) __attribute__((format(printf, 4, 0)));
 
 static const void *typed(struct esp_golden *g, size_t *n_elem, enum esp_dtype dtype, const char *name,
                          va_list ap)

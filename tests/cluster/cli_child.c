@@ -158,6 +158,22 @@ void child_wait(struct child *c, struct script *s)
     c->exit = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+void child_wait_for(struct child *c, int stream, const char *text)
+{
+    while (!strstr(c->text[stream], text)) {
+        const bool late = child_now_ms() - c->started_ms > CHILD_DEADLINE_MS;
+
+        if (late || (c->fd[0] < 0 && c->fd[1] < 0)) {
+            kill(c->pid, SIGKILL);
+            waitpid(c->pid, NULL, 0);
+            fail_msg("%s before it said \"%s\"; stdout:\n%s\nstderr:\n%s",
+                     late ? "the deadline came" : "it ended", text, OUT(c), ERR(c));
+        }
+        if (!read_output(c))
+            usleep(2000);
+    }
+}
+
 void child_finish(struct child *c)
 {
     for (int i = 0; i < 2; i++) {

@@ -45,7 +45,8 @@ all:
 deps:
 	@tools/deps
 
-demo: deps all
+demo: deps
+	$(call build,$(BUILD),,--target espalier espalier-coordinator espalier-worker)
 	@tools/demo $(BUILD)/bin
 
 # Twice: with sanitizers, then as built for use and under the validation layer. The second summary is the last word.

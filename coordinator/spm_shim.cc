@@ -15,14 +15,14 @@ struct esp_spm {
 
 namespace
 {
-/* Runs f, which returns a status of the library's or throws. */
+/* Runs f, which returns a status of the library's (its own type or, from 0.2.2 on, Abseil's) or throws. */
 template <typename F> esp_status guarded(struct esp_err *err, esp_status refused, F f)
 {
     try {
-        const sentencepiece::util::Status status = f();
+        const auto status = f();
         if (status.ok())
             return ESP_OK;
-        return esp_fail(err, refused, "SentencePiece: %s", status.error_message());
+        return esp_fail(err, refused, "SentencePiece: %s", std::string(status.message()).c_str());
     } catch (const std::bad_alloc &) {
         return esp_fail(err, ESP_E_NOMEM, "SentencePiece: out of memory");
     } catch (const std::exception &e) {
@@ -64,7 +64,7 @@ esp_status esp_spm_encode(const struct esp_spm *spm, uint32_t **ids, size_t *n_i
     *n_ids = 0;
     return guarded(err, ESP_E_INTERNAL, [&] {
         std::vector<int> found;
-        sentencepiece::util::Status status = spm->processor.Encode({text, n_text}, &found);
+        auto status = spm->processor.Encode({text, n_text}, &found);
         if (!status.ok())
             return status;
         *ids = static_cast<uint32_t *>(malloc((found.size() + 1) * sizeof **ids));
@@ -85,7 +85,11 @@ esp_status esp_spm_decode(const struct esp_spm *spm, char **text, size_t *n_text
     return guarded(err, ESP_E_INTERNAL, [&] {
         const std::vector<int> given(ids, ids + n_ids);
         std::string found;
-        sentencepiece::util::Status status = spm->processor.Decode(given, &found);
+#ifdef ESP_SPM_ABSL
+        auto status = spm->processor.Decode(absl::MakeConstSpan(given), &found);
+#else
+        auto status = spm->processor.Decode(given, &found);
+#endif
         if (!status.ok())
             return status;
         *text = static_cast<char *>(malloc(found.size() + 1));

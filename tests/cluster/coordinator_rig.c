@@ -255,7 +255,7 @@ static void apply(struct rig *rig, const struct esp_msg *msg, struct rig_seq **r
         for (uint32_t j = 0; j < r->n_tok; j++, row++) {
             int32_t id;
             memcpy(&id, (const char *)msg->blob[0].data + row * sizeof id, sizeof id);
-            assert_in_range(id, 0, RIG_VOCAB - 1);
+            assert_true(id >= 0 && id < RIG_VOCAB);
             assert_true(s->n_tok < RIG_SEQ_TOKENS);
             s->tok[s->n_tok++] = (uint32_t)id;
             row_seq[row] = s;

@@ -222,6 +222,7 @@ esp_status esp_cluster_plan(struct esp_cluster *cluster, struct esp_roster *rost
         if (w->state == ESP_WORKER_FAILED || w->lost)
             continue;
         reports[n] = (struct esp_place_worker){.name = w->name,
+                                               .device = w->device_name,
                                                .memory_bytes = w->device.memory_bytes,
                                                .max_alloc_bytes = w->device.max_alloc_bytes,
                                                .bandwidth = w->device.bandwidth,

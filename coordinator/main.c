@@ -26,7 +26,7 @@ static const char usage[] =
     "tokens)\n"
     "  --kv-tokens N      tokens of KV cache over all sequences (4 contexts)\n"
     "  --max-images N     pictures whose features are kept (as many as fill the KV cache; 4 to 64)\n"
-    "  --split V/T,...    encoder and decoder layers of each worker, by hand, in the order of joining\n"
+    "  --split V/T,...    encoder and decoder layers of each worker, by hand, in the order of names\n"
     "  --final-softcap    apply the final soft-cap of a PaliGemma 2 model to its logits\n"
     "  --insecure         allow an endpoint that other machines reach, without keys\n"
     "  --die-with-parent  end when the parent process does\n"

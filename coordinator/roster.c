@@ -117,6 +117,7 @@ esp_status esp_roster_join(struct esp_worker **out, struct esp_roster *roster, c
                            const struct esp_msg_hello *hello, double now, struct esp_err *err)
 {
     struct esp_worker *w;
+    uint32_t at = 0;
     esp_status st = hello_check(roster, peer, hello, err);
 
     *out = NULL;
@@ -138,7 +139,11 @@ esp_status esp_roster_join(struct esp_worker **out, struct esp_roster *roster, c
     w->device.variant = w->device_variant;
     w->state = ESP_WORKER_JOINED;
     w->last_heard = now;
-    roster->worker[roster->n++] = w;
+    while (at < roster->n && strverscmp(roster->worker[at]->name, w->name) < 0) /* w9 before w10 */
+        at++;
+    memmove(&roster->worker[at + 1], &roster->worker[at], (roster->n - at) * sizeof roster->worker[0]);
+    roster->worker[at] = w;
+    roster->n++;
     *out = w;
     return ESP_OK;
 }

@@ -51,7 +51,9 @@ esp_status esp_roster_create(struct esp_roster **out, const uint8_t fingerprint[
                              struct esp_err *err);
 void esp_roster_destroy(struct esp_roster **roster);
 
-/** Workers in the order in which they joined. Pointers stay good until the worker is removed. */
+/** Workers in the order of their names (w9 before w10), so that who joins first, which is chance, decides
+ * nothing: a split by hand means its workers in this order. Pointers stay good until the worker is
+ * removed. */
 uint32_t esp_roster_count(const struct esp_roster *roster);
 struct esp_worker *esp_roster_at(const struct esp_roster *roster, uint32_t i);
 struct esp_worker *esp_roster_find(const struct esp_roster *roster, const struct esp_peer *peer);

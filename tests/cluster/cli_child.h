@@ -47,8 +47,8 @@ struct script {
 /** Runs the script until the child has ended. Fails the test, killing the child, after the deadline. */
 void child_wait(struct child *c, struct script *s);
 
-/** Returns when stdout (stream 0) or stderr (1) holds the text, the child running on. Fails the test when it ends
- * before, or after the deadline. */
+/** Returns when stdout (stream 0) or stderr (1) holds the text, the child running on. Fails the test when it
+ * ends before, or after the deadline. */
 void child_wait_for(struct child *c, int stream, const char *text);
 
 /** Frees what was kept. */

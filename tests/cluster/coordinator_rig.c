@@ -593,7 +593,6 @@ void rig_join(struct rig *rig, int n)
 {
     for (int i = 0; i < n; i++) {
         rig_hello(rig, i);
-        /* one by one: the order of joining is the order of stages of a given split */
         rig_until(rig, is_welcome, &rig->w[i], "Welcome");
     }
     rig_until(rig, all_placed, &n, "a Place for every worker");

@@ -1,6 +1,6 @@
 /**
- * Clusters of real processes that answer as the reference did: `espalier up` with a golden checkpoint, asked by
- * `espalier run` and `espalier score`. What cannot go on fails the test.
+ * Clusters of real processes that answer as the reference did: `espalier up` with a golden checkpoint, asked
+ * by `espalier run` and `espalier score`. What cannot go on fails the test.
  */
 #ifndef ESP_TESTS_GOLDEN_RUN_RIG_H
 #define ESP_TESTS_GOLDEN_RUN_RIG_H
@@ -52,14 +52,16 @@ int rig_teardown(void **state);
 
 extern char rig_dir[32];
 
-/** Runs the program to its end, which must be status 0, and parses its stdout. The caller frees with json_decref. */
+/** Runs the program to its end, which must be status 0, and parses its stdout. The caller frees with
+ * json_decref. */
 json_t *rig_run(const char *label, const char *const *args);
 
 /** The trace that a command was told to write to the path; the file is removed, its content stays until
  * esp_golden_close. */
 struct esp_golden *rig_trace(const char *path);
 
-/** Whether two traces of the fixture with as many pictures hold the same bits; tells each tensor that differs. */
+/** Whether two traces of the fixture with as many pictures hold the same bits; tells each tensor that
+ * differs. */
 bool rig_same_trace(const struct fixture *f, const struct esp_golden *one, const struct esp_golden *other,
                     unsigned n_images);
 

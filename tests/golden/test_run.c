@@ -1,7 +1,8 @@
 /*
- * The whole way against the reference: the command line, a coordinator and 1, 2, 3 and 5 workers in processes of
- * their own. Every layer's output, logits, greedy and beam sequences and likelihoods of the golden checkpoints,
- * within the tolerances of their README; and the trace of several workers equal to that of one, bit for bit.
+ * The whole way against the reference: the command line, a coordinator and 1, 2, 3 and 5 workers in processes
+ * of their own. Every layer's output, logits, greedy and beam sequences and likelihoods of the golden
+ * checkpoints, within the tolerances of their README; and the trace of several workers equal to that of one,
+ * bit for bit.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -119,7 +120,8 @@ static void check_prefill(struct esp_golden *trace, const char *prefix, const ch
     check_tensor(trace, "prefill.0.logits", golden, b.f->decoder_tol, strcmp(logits, "logits") != 0);
 }
 
-/* Keeps the first trace of a kind, that of one worker, and holds the others against its bits. Takes the trace. */
+/* Keeps the first trace of a kind, that of one worker, and holds the others against its bits. Takes
+ * the trace. */
 static void check_same(unsigned which, struct esp_golden *trace, unsigned n_images)
 {
     if (b.one[which])

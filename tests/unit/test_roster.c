@@ -62,6 +62,27 @@ static void test_join_and_leave(void **state)
     esp_roster_destroy(&r);
 }
 
+/* Who joins first is chance; a split by hand counts on an order. */
+static void test_order(void **state)
+{
+    static const char *const joins[] = {"w2", "w10", "w0", "w1", "host-7"}, *const order[] = {"host-7", "w0",
+                                                                                              "w1", "w2",
+                                                                                              "w10"};
+    struct esp_roster *r;
+    struct esp_worker *w;
+
+    assert_int_equal(esp_roster_create(&r, ours, NULL), ESP_OK);
+    for (uint8_t i = 0; i < 5; i++) {
+        const struct esp_msg_hello h = hello(joins[i]);
+        const struct esp_peer p = peer((uint8_t)(i + 1));
+        assert_int_equal(esp_roster_join(&w, r, &p, &h, 0, NULL), ESP_OK);
+        assert_string_equal(w->name, joins[i]);
+    }
+    for (uint32_t i = 0; i < 5; i++)
+        assert_string_equal(esp_roster_at(r, i)->name, order[i]);
+    esp_roster_destroy(&r);
+}
+
 static void test_refused(void **state)
 {
     enum { SAME_PEER, SAME_NAME, FINGERPRINT, NO_MEMORY, BAD_RATE, NAN_RATE, NO_ENDPOINT, NO_NAME };
@@ -163,7 +184,7 @@ static void test_sizing(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_join_and_leave), cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_sizing)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_order), cmocka_unit_test(test_join_and_leave),
+                                       cmocka_unit_test(test_refused), cmocka_unit_test(test_sizing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

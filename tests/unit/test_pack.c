@@ -1,0 +1,260 @@
+/*
+ * Packed weights against a naive mapping, element by element: every dtype, ragged sizes, padded heads in rows and
+ * columns, several parts, gate and up by turns, parts of different dtypes.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "proto/status.h"
+#include "worker/pack.h"
+
+/* A stored element that tells where it is: tensor, row and column, exact in every dtype's bits. */
+static uint32_t bits_of(enum esp_dtype dtype, uint32_t tensor, uint32_t row, uint32_t col)
+{
+    const uint32_t mark = (tensor * 7919 + row * 911 + col * 13 + 1) % 0x7000;
+    switch (dtype) {
+    case ESP_F32:
+        return 0x3f000000u + mark * 3;
+    default:
+        return 0x0400 + mark; /* 16 bits: any, but no NaN and no infinity, of bf16 as of f16 */
+    }
+}
+
+static void *stored_make(struct esp_tensor *t, enum esp_dtype dtype, uint32_t tensor, uint32_t n, uint32_t k)
+{
+    const size_t b = esp_dtype_n_bytes(dtype);
+    char *data = malloc((size_t)n * k * b + 1);
+
+    assert_non_null(data);
+    for (uint32_t r = 0; r < n; r++)
+        for (uint32_t c = 0; c < k; c++) {
+            const uint32_t bits = bits_of(dtype, tensor, r, c);
+            memcpy(data + 1 + ((size_t)r * k + c) * b, &bits, b); /* little-endian, of odd alignment */
+        }
+    *t = (struct esp_tensor){.dtype = dtype,
+                             .n_dim = 2,
+                             .shape = {n, k},
+                             .data = data + 1,
+                             .n_bytes = (size_t)n * k * b,
+                             .name = "stored",
+                             .stored_dtype = "",
+                             .file = ""};
+    return data;
+}
+
+/* head_dim as documented: each half padded to a multiple of 4. */
+static uint32_t padded_head(uint32_t h)
+{
+    return ((h + 1) / 2 + 3) / 4 * 8;
+}
+
+/* Place of stored entry i in a padded axis. */
+static uint32_t place(uint32_t i, struct esp_pack_heads heads)
+{
+    const uint32_t h = heads.head_dim;
+    uint32_t d;
+
+    if (!heads.n)
+        return i;
+    d = i % h;
+    return i / h * padded_head(h) + (d < (h + 1) / 2 ? d : padded_head(h) / 2 + d - (h + 1) / 2);
+}
+
+static uint32_t axis(uint32_t n, struct esp_pack_heads heads)
+{
+    return heads.n ? heads.n * padded_head(heads.head_dim) : n;
+}
+
+struct pack_case {
+    const char *what;
+    uint32_t n_part, k;
+    struct {
+        enum esp_dtype dtype;
+        uint32_t n;
+        struct esp_pack_heads heads;
+    } part[ESP_PACK_PARTS];
+    bool interleave;
+    struct esp_pack_heads k_heads;
+    uint32_t np, kp; /* expected */
+    enum esp_dtype dtype;
+};
+
+static const struct pack_case cases[] = {
+    {"one element", 1, 1, {{ESP_BF16, 1, {0}}}, false, {0}, 32, 32, ESP_BF16},
+    {"whole panels", 1, 64, {{ESP_BF16, 32, {0}}}, false, {0}, 32, 64, ESP_BF16},
+    {"ragged, bf16", 1, 33, {{ESP_BF16, 31, {0}}}, false, {0}, 32, 64, ESP_BF16},
+    {"ragged, f16", 1, 31, {{ESP_F16, 33, {0}}}, false, {0}, 64, 32, ESP_F16},
+    {"ragged, f32", 1, 31, {{ESP_F32, 33, {0}}}, false, {0}, 64, 32, ESP_F32},
+    {"4304 columns", 1, 4304, {{ESP_BF16, 9, {0}}}, false, {0}, 32, 4320, ESP_BF16},
+    {"two parts", 2, 40, {{ESP_F16, 5, {0}}, {ESP_F16, 30, {0}}}, false, {0}, 64, 64, ESP_F16},
+    {"mixed dtypes", 2, 40, {{ESP_F16, 5, {0}}, {ESP_BF16, 6, {0}}}, false, {0}, 32, 64, ESP_F32},
+    {"mixed with f32",
+     3,
+     9,
+     {{ESP_BF16, 5, {0}}, {ESP_BF16, 6, {0}}, {ESP_F32, 2, {0}}},
+     false,
+     {0},
+     32,
+     32,
+     ESP_F32},
+    {"heads of 72", 1, 40, {{ESP_BF16, 144, {2, 72}}}, false, {0}, 160, 64, ESP_BF16},
+    {"heads of 20", 1, 40, {{ESP_F32, 60, {3, 20}}}, false, {0}, 96, 64, ESP_F32},
+    {"odd heads", 1, 8, {{ESP_BF16, 21, {3, 7}}}, false, {0}, 32, 32, ESP_BF16},
+    {"QKV",
+     3,
+     40,
+     {{ESP_BF16, 144, {4, 36}}, {ESP_BF16, 72, {2, 36}}, {ESP_BF16, 72, {2, 36}}},
+     false,
+     {0},
+     320,
+     64,
+     ESP_BF16},
+    {"QKV, mixed",
+     3,
+     9,
+     {{ESP_BF16, 40, {2, 20}}, {ESP_F32, 20, {1, 20}}, {ESP_F16, 20, {1, 20}}},
+     false,
+     {0},
+     96,
+     32,
+     ESP_F32},
+    {"O: heads in columns", 1, 144, {{ESP_BF16, 33, {0}}}, false, {4, 36}, 64, 160, ESP_BF16},
+    {"O of f32", 1, 60, {{ESP_F32, 9, {0}}}, false, {3, 20}, 32, 96, ESP_F32},
+    {"gate and up", 2, 40, {{ESP_BF16, 37, {0}}, {ESP_BF16, 37, {0}}}, true, {0}, 128, 64, ESP_BF16},
+    {"gate and up, mixed", 2, 40, {{ESP_BF16, 40, {0}}, {ESP_F16, 40, {0}}}, true, {0}, 128, 64, ESP_F32},
+    {"gate and up of 5", 2, 3, {{ESP_F32, 5, {0}}, {ESP_F32, 5, {0}}}, true, {0}, 64, 32, ESP_F32},
+};
+
+/* One element of the packed matrix, as the bits of its dtype. */
+static uint32_t packed_at(const char *packed, const struct esp_pack_dims *d, uint32_t row, uint32_t col)
+{
+    const uint32_t b = (uint32_t)esp_dtype_n_bytes(d->dtype), per = 16 / b, texels = d->kp / per;
+    const size_t texel = ((size_t)(row / 8) * texels + col / per) * 8 + row % 8;
+    uint32_t bits = 0;
+
+    memcpy(&bits, packed + texel * 16 + col % per * b, b);
+    return bits;
+}
+
+static uint32_t expected_bits(enum esp_dtype to, enum esp_dtype from, uint32_t bits)
+{
+    float f;
+
+    if (to == from)
+        return bits;
+    f = from == ESP_BF16  ? esp_bf16_to_f32((uint16_t)bits)
+        : from == ESP_F16 ? esp_f16_to_f32((uint16_t)bits)
+                          : 0;
+    if (from == ESP_F32)
+        return bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+static void test_packed(void **state)
+{
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const struct pack_case *c = &cases[i];
+        struct esp_tensor t[ESP_PACK_PARTS];
+        void *data[ESP_PACK_PARTS];
+        struct esp_pack_spec spec = {.n_part = c->n_part, .interleave = c->interleave, .k_heads = c->k_heads};
+        struct esp_pack_dims d;
+        uint32_t *want, row0 = 0;
+        char *packed, *pieces;
+        void *row;
+
+        for (uint32_t p = 0; p < c->n_part; p++) {
+            data[p] = stored_make(&t[p], c->part[p].dtype, p, c->part[p].n, c->k);
+            spec.part[p].tensor = &t[p];
+            spec.part[p].heads = c->part[p].heads;
+        }
+        esp_pack_dims(&d, &spec);
+        if (d.np != c->np || d.kp != c->kp || d.dtype != c->dtype)
+            fail_msg("%s: packed %u x %u %s, want %u x %u %s", c->what, d.np, d.kp, esp_dtype_name(d.dtype),
+                     c->np, c->kp, esp_dtype_name(c->dtype));
+        assert_int_equal(d.group_bytes, 8 * d.kp * esp_dtype_n_bytes(d.dtype));
+        assert_int_equal(d.k, axis(c->k, c->k_heads));
+        want = calloc((size_t)d.np * d.kp, sizeof *want); /* padding is zero */
+        packed = malloc((size_t)d.np / 8 * d.group_bytes);
+        pieces = malloc((size_t)d.np / 8 * d.group_bytes);
+        row = malloc((size_t)d.kp * 4);
+        assert_true(want && packed && pieces && row);
+        for (uint32_t p = 0; p < c->n_part; p++) {
+            for (uint32_t r = 0; r < c->part[p].n; r++)
+                for (uint32_t k = 0; k < c->k; k++) {
+                    const uint32_t at =
+                        c->interleave ? (2 * (r / 8) + p) * 8 + r % 8 : row0 + place(r, c->part[p].heads);
+                    want[(size_t)at * d.kp + place(k, c->k_heads)] =
+                        expected_bits(d.dtype, c->part[p].dtype, bits_of(c->part[p].dtype, p, r, k));
+                }
+            row0 += axis(c->part[p].n, c->part[p].heads);
+        }
+        memset(packed, 0xee, (size_t)d.np / 8 * d.group_bytes);
+        esp_pack_groups(packed, &spec, &d, 0, d.np / 8, row);
+        for (uint32_t r = 0; r < d.np; r++)
+            for (uint32_t k = 0; k < d.kp; k++)
+                if (packed_at(packed, &d, r, k) != want[(size_t)r * d.kp + k])
+                    fail_msg("%s: packed row %u, column %u has bits %#x, want %#x", c->what, r, k,
+                             packed_at(packed, &d, r, k), want[(size_t)r * d.kp + k]);
+        for (uint32_t g = 0; g < d.np / 8; g++) /* a group at a time is the same */
+            esp_pack_groups(pieces + (size_t)g * d.group_bytes, &spec, &d, g, 1, row);
+        assert_memory_equal(packed, pieces, (size_t)d.np / 8 * d.group_bytes);
+        free(want);
+        free(packed);
+        free(pieces);
+        free(row);
+        for (uint32_t p = 0; p < c->n_part; p++)
+            free(data[p]);
+    }
+}
+
+static void test_head_dim(void **state)
+{
+    static const uint32_t of[][2] = {{1, 8},   {2, 8},   {8, 8},   {10, 16},  {20, 24},
+                                     {32, 32}, {36, 40}, {72, 72}, {256, 256}};
+
+    for (size_t i = 0; i < sizeof of / sizeof of[0]; i++)
+        assert_int_equal(esp_pack_head_dim(of[i][0]), of[i][1]);
+}
+
+/* Biases of Q, K and V, one after the other, with padded heads; shorter vectors are filled up with zeros. */
+static void test_vectors(void **state)
+{
+    struct esp_tensor q, k;
+    void *data_q = stored_make(&q, ESP_BF16, 0, 40, 1), *data_k = stored_make(&k, ESP_F32, 1, 20, 1);
+    const struct esp_pack_part parts[2] = {{&q, {2, 20}}, {&k, {1, 20}}};
+    const struct esp_pack_part plain[1] = {{&k, {0, 0}}};
+    float out[96], want[96] = {0};
+
+    for (uint32_t i = 0; i < 40; i++)
+        want[place(i, parts[0].heads)] = esp_bf16_to_f32((uint16_t)bits_of(ESP_BF16, 0, i, 0));
+    for (uint32_t i = 0; i < 20; i++) {
+        const uint32_t bits = bits_of(ESP_F32, 1, i, 0);
+        memcpy(&want[48 + place(i, parts[1].heads)], &bits, sizeof bits);
+    }
+    memset(out, 0xee, sizeof out);
+    esp_pack_vector(out, 96, parts, 2);
+    assert_memory_equal(out, want, sizeof out);
+
+    memset(out, 0xee, sizeof out);
+    esp_pack_vector(out, 32, plain, 1);
+    assert_memory_equal(out, k.data, 20 * sizeof *out);
+    for (uint32_t i = 20; i < 32; i++)
+        assert_true(out[i] == 0);
+    free(data_q);
+    free(data_k);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_packed), cmocka_unit_test(test_head_dim),
+                                       cmocka_unit_test(test_vectors)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

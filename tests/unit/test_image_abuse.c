@@ -335,9 +335,9 @@ static void make_jpeg_12_bit(struct bytes *b)
     make_frame(b, 0xc1, 12, 8, 8, 3);
 }
 
-static void make_jpeg_lossless(struct bytes *b)
+static void make_jpeg_differential(struct bytes *b)
 {
-    make_frame(b, 0xc3, 8, 8, 8, 3);
+    make_frame(b, 0xc5, 8, 8, 8, 3); /* of hierarchical JPEG; lossless, 0xc3, libjpeg-turbo 3 decodes */
 }
 
 static void make_jpeg_no_tables(struct bytes *b)
@@ -408,7 +408,7 @@ static const struct {
     {"JPEG: hollow", make_jpeg_hollow, ESP_E_FORMAT, "cannot hold 9000 x 9000 pixels"},
     {"JPEG: two components", make_jpeg_two, ESP_E_UNSUPPORTED, "JPEG of 2 components"},
     {"JPEG: 12 bit", make_jpeg_12_bit, ESP_E_UNSUPPORTED, "precision 12"},
-    {"JPEG: lossless", make_jpeg_lossless, ESP_E_UNSUPPORTED, "cannot decode"},
+    {"JPEG: differential", make_jpeg_differential, ESP_E_UNSUPPORTED, "cannot decode"},
     {"JPEG: no tables", make_jpeg_no_tables, ESP_E_FORMAT, "damaged JPEG: Quantization table"},
     {"JPEG: no frame", make_jpeg_no_frame, ESP_E_FORMAT, "damaged JPEG: JPEG datastream contains no image"},
     {"JPEG: a segment beyond the end", make_jpeg_long_segment, ESP_E_FORMAT, "truncated JPEG"},

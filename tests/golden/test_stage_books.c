@@ -38,7 +38,8 @@ static void release(const uint64_t *seqs, uint32_t n)
 
 static struct esp_seq_rows prompt_of(uint64_t seq)
 {
-    return (struct esp_seq_rows){.seq = seq, .n_tok = n_ids, .n_prefix = n_ids, .n_images = 1, .images = &picture};
+    return (struct esp_seq_rows){
+        .seq = seq, .n_tok = n_ids, .n_prefix = n_ids, .n_images = 1, .images = &picture};
 }
 
 static struct esp_seq_rows next_of(uint64_t seq, uint32_t i)
@@ -47,12 +48,19 @@ static struct esp_seq_rows next_of(uint64_t seq, uint32_t i)
 }
 
 /* Logits of one row a sequence in one step, f32[n, V], and what frees and forks ride along. */
-static void batch(const struct esp_seq_rows *seqs, const int32_t *tokens, uint32_t n, const struct esp_fork *forks,
-                  uint32_t n_forks, float *logits)
+static void batch(const struct esp_seq_rows *seqs, const int32_t *tokens, uint32_t n,
+                  const struct esp_fork *forks, uint32_t n_forks, float *logits)
 {
     struct esp_want wants[16];
-    struct esp_msg_step step = {.epoch = 1, .id = chain.next_id++, .rows = n, .n_seqs = n, .seqs = seqs,
-                                .n_wants = n, .wants = wants, .n_forks = n_forks, .forks = forks};
+    struct esp_msg_step step = {.epoch = 1,
+                                .id = chain.next_id++,
+                                .rows = n,
+                                .n_seqs = n,
+                                .seqs = seqs,
+                                .n_wants = n,
+                                .wants = wants,
+                                .n_forks = n_forks,
+                                .forks = forks};
     struct esp_stage_out out;
 
     for (uint32_t i = 0; i < n; i++)
@@ -159,24 +167,78 @@ static void test_refusals(void **state)
     const uint64_t other = 99;
     const uint32_t vocab = esp_checkpoint_config(ck)->text.vocab;
     const struct refusal table[] = {
-        {"unknown sequence", {.seq = 50, .pos = 5, .n_tok = 1, .n_prefix = 3}, 1, 9, {0}, ESP_E_PROTO, "expected 0"},
-        {"a gap", {.seq = 60, .pos = n_ids + 1, .n_tok = 1, .n_prefix = n_ids}, 1, 9, {0}, ESP_E_PROTO, "position"},
-        {"again from 0", {.seq = 60, .n_tok = 5, .n_prefix = 5}, 5, 9, {0}, ESP_E_PROTO, "position 0, expected"},
+        {"unknown sequence",
+         {.seq = 50, .pos = 5, .n_tok = 1, .n_prefix = 3},
+         1,
+         9,
+         {0},
+         ESP_E_PROTO,
+         "expected 0"},
+        {"a gap",
+         {.seq = 60, .pos = n_ids + 1, .n_tok = 1, .n_prefix = n_ids},
+         1,
+         9,
+         {0},
+         ESP_E_PROTO,
+         "position"},
+        {"again from 0",
+         {.seq = 60, .n_tok = 5, .n_prefix = 5},
+         5,
+         9,
+         {0},
+         ESP_E_PROTO,
+         "position 0, expected"},
         {"part of a prefix", {.seq = 50, .n_tok = 4, .n_prefix = 5}, 4, 9, {0}, ESP_E_PROTO, "comes whole"},
         {"no prefix", {.seq = 50, .n_tok = 4}, 4, 9, {0}, ESP_E_PROTO, "comes whole"},
-        {"unknown picture", {.seq = 50, .n_tok = 20, .n_prefix = 20, .n_images = 1, .images = &other}, 20, 9, {0},
-         ESP_E_PROTO, "image 99 is not here"},
-        {"a picture longer than the prefix", {.seq = 50, .n_tok = 10, .n_prefix = 10, .n_images = 1,
-         .images = &picture}, 10, 9, {0}, ESP_E_PROTO, "1 images in a prefix of 10"},
-        {"id beyond the vocabulary", {.seq = 50, .n_tok = 2, .n_prefix = 2}, 2, (int32_t)vocab, {0}, ESP_E_PROTO,
+        {"unknown picture",
+         {.seq = 50, .n_tok = 20, .n_prefix = 20, .n_images = 1, .images = &other},
+         20,
+         9,
+         {0},
+         ESP_E_PROTO,
+         "image 99 is not here"},
+        {"a picture longer than the prefix",
+         {.seq = 50, .n_tok = 10, .n_prefix = 10, .n_images = 1, .images = &picture},
+         10,
+         9,
+         {0},
+         ESP_E_PROTO,
+         "1 images in a prefix of 10"},
+        {"id beyond the vocabulary",
+         {.seq = 50, .n_tok = 2, .n_prefix = 2},
+         2,
+         (int32_t)vocab,
+         {0},
+         ESP_E_PROTO,
          "outside of the vocabulary"},
-        {"negative id", {.seq = 50, .n_tok = 2, .n_prefix = 2}, 2, -1, {0}, ESP_E_PROTO, "outside of the vocabulary"},
-        {"target beyond the vocabulary", {.seq = 50, .n_tok = 2, .n_prefix = 2}, 2, 9,
-         {.row = 1, .k = 1, .has_target = true, .target = vocab}, ESP_E_PROTO, "target"},
-        {"too many rows", {.seq = 50, .n_tok = MAX_ROWS + 1, .n_prefix = 2}, MAX_ROWS + 1, 9, {0}, ESP_E_LIMIT,
+        {"negative id",
+         {.seq = 50, .n_tok = 2, .n_prefix = 2},
+         2,
+         -1,
+         {0},
+         ESP_E_PROTO,
+         "outside of the vocabulary"},
+        {"target beyond the vocabulary",
+         {.seq = 50, .n_tok = 2, .n_prefix = 2},
+         2,
+         9,
+         {.row = 1, .k = 1, .has_target = true, .target = vocab},
+         ESP_E_PROTO,
+         "target"},
+        {"too many rows",
+         {.seq = 50, .n_tok = MAX_ROWS + 1, .n_prefix = 2},
+         MAX_ROWS + 1,
+         9,
+         {0},
+         ESP_E_LIMIT,
          "this placement takes 128"},
-        {"longer than the context", {.seq = 60, .pos = n_ids, .n_tok = MAX_ROWS - 1, .n_prefix = n_ids},
-         MAX_ROWS - 1, 9, {0}, ESP_E_LIMIT, "positions"},
+        {"longer than the context",
+         {.seq = 60, .pos = n_ids, .n_tok = MAX_ROWS - 1, .n_prefix = n_ids},
+         MAX_ROWS - 1,
+         9,
+         {0},
+         ESP_E_LIMIT,
+         "positions"},
     };
     int32_t tokens[MAX_ROWS + 1];
 
@@ -184,8 +246,14 @@ static void test_refusals(void **state)
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         const struct refusal *r = &table[i];
         const struct esp_stage_info_out before = info();
-        const struct esp_msg_step step = {.epoch = 1, .id = 1, .payload = ESP_PAYLOAD_TOKENS, .rows = r->rows,
-                                          .width = 1, .n_seqs = 1, .seqs = &r->seq, .n_wants = r->want.k,
+        const struct esp_msg_step step = {.epoch = 1,
+                                          .id = 1,
+                                          .payload = ESP_PAYLOAD_TOKENS,
+                                          .rows = r->rows,
+                                          .width = 1,
+                                          .n_seqs = 1,
+                                          .seqs = &r->seq,
+                                          .n_wants = r->want.k,
                                           .wants = &r->want};
         struct esp_stage_out out;
         struct esp_err err = {0};
@@ -211,8 +279,13 @@ static void test_full(void **state)
 
     while (st == ESP_OK && n < 64) {
         const struct esp_seq_rows p = {.seq = 200 + n, .n_tok = MAX_ROWS, .n_prefix = 1};
-        const struct esp_msg_step step = {.epoch = 1, .id = 1, .payload = ESP_PAYLOAD_TOKENS, .rows = MAX_ROWS,
-                                          .width = 1, .n_seqs = 1, .seqs = &p};
+        const struct esp_msg_step step = {.epoch = 1,
+                                          .id = 1,
+                                          .payload = ESP_PAYLOAD_TOKENS,
+                                          .rows = MAX_ROWS,
+                                          .width = 1,
+                                          .n_seqs = 1,
+                                          .seqs = &p};
         int32_t tokens[MAX_ROWS] = {0};
         struct esp_stage_out out;
         st = esp_stage_step(chain.stage[0], &step, tokens, &out, &err);

@@ -45,7 +45,7 @@ struct esp_decode {
     uint64_t *free;                 /* n_max */
     struct esp_fork *forks;         /* n_max */
     uint32_t n_held;
-    uint64_t *held;                  /* n_max */
+    uint64_t *held;                  /* 2 * n_max: the living, then those that the part on its way frees */
     uint32_t *parent, *token;        /* n_max each: scratch */
     struct esp_beam_next *beam_next; /* n_max */
     struct esp_cand_row *cand;       /* n_max */
@@ -137,7 +137,7 @@ static esp_status arrays(struct esp_decode *d, struct esp_err *err)
     d->spare_live = calloc(n, sizeof *d->spare_live);
     d->free = calloc(n, sizeof *d->free);
     d->forks = calloc(n, sizeof *d->forks);
-    d->held = calloc(n, sizeof *d->held);
+    d->held = calloc(2 * n, sizeof *d->held);
     d->parent = calloc(n, sizeof *d->parent);
     d->token = calloc(n, sizeof *d->token);
     d->beam_next = calloc(n, sizeof *d->beam_next);
@@ -347,10 +347,12 @@ const struct esp_part *esp_decode_next(struct esp_decode *d)
         d->part.n_rows = d->part.n_wants = d->n_live;
         d->part.ids = d->ids;
     }
-    /* From here the workers know exactly these: the freed go in the same step. */
-    d->n_held = d->n_live;
+    /* What the workers may know from here. The freed go in the same step, if it arrives. */
+    d->n_held = 0;
     for (uint32_t i = 0; i < d->n_live; i++)
-        d->held[i] = d->live[i].seq;
+        d->held[d->n_held++] = d->live[i].seq;
+    for (uint32_t i = 0; i < d->n_free; i++)
+        d->held[d->n_held++] = d->free[i];
     return &d->part;
 }
 
@@ -501,6 +503,7 @@ esp_status esp_decode_take(struct esp_decode *d, const struct esp_row_result *ro
     uint32_t n_cand = 0, n_full = 0;
     esp_status st = ESP_OK;
 
+    d->n_held = d->part.n_seqs;       /* it has been everywhere, and what it freed is forgotten */
     if (d->part.n_wants > d->n_max) { /* the first part of a score */
         many = calloc(d->part.n_wants, sizeof *many);
         if (!many)

@@ -114,6 +114,11 @@ uint32_t esp_features_n_sent(const struct esp_features *f)
     return n;
 }
 
+struct esp_feature *esp_features_next(const struct esp_features *f, const struct esp_feature *entry)
+{
+    return entry ? entry->next : f->first;
+}
+
 uint64_t esp_features_evict(struct esp_features *f)
 {
     struct esp_feature *worst = NULL;

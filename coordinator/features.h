@@ -30,6 +30,7 @@ struct esp_feature {
     uint32_t n_ref;
     uint64_t last_use; /* a counter */
     double sent;       /* when, seconds */
+    double doubted;    /* as a flight's */
     struct esp_feature *next;
 };
 
@@ -63,6 +64,9 @@ struct esp_feature *esp_features_find(const struct esp_features *f, uint64_t ima
 
 /** Pictures on their way through the encoder. */
 uint32_t esp_features_n_sent(const struct esp_features *f);
+
+/** A walk over all entries: NULL begins it, and is its end. */
+struct esp_feature *esp_features_next(const struct esp_features *f, const struct esp_feature *entry);
 
 /**
  * An id that the workers should forget now, because its entry is gone or its place is wanted; 0 if there is

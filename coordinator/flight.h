@@ -24,7 +24,8 @@ struct esp_flight_part {
 
 struct esp_flight {
     struct esp_flight *next;
-    double sent; /* seconds */
+    double sent;    /* seconds */
+    double doubted; /* since when it should have been home; 0: it may well be on its way */
     uint32_t n_parts, n_full;
     struct esp_flight_part *parts;
     struct esp_msg_step step; /* its arrays are the flight's */

@@ -18,7 +18,9 @@ struct esp_sched {
     uint64_t blocks_used;
     uint32_t seqs_used;
     uint64_t last_step, last_seq, turn;
-    struct ids forget; /* sequences to be released */
+    uint64_t home_step; /* the last step that came home */
+    double home_sent;   /* when the last picture to arrive was sent */
+    struct ids forget;  /* sequences to be released */
 };
 
 esp_status esp_sched_create(struct esp_sched **out, struct esp_err *err)
@@ -76,7 +78,8 @@ void esp_sched_open(struct esp_sched *sched, const struct esp_sched_room *room)
 {
     sched->open = true;
     sched->room = *room;
-    sched->last_step = 0;
+    sched->last_step = sched->home_step = 0;
+    sched->home_sent = 0;
     esp_features_open(sched->features, room->max_images);
 }
 
@@ -275,6 +278,8 @@ void esp_sched_stored(struct esp_sched *sched, struct esp_feature *feature, cons
                       double now)
 {
     feature->state = failed ? ESP_FEATURE_LOST : ESP_FEATURE_STORED;
+    if (feature->sent > sched->home_sent)
+        sched->home_sent = feature->sent;
     for (struct esp_session *s = sched->first; s; s = s->next) {
         bool mine = false;
 
@@ -344,9 +349,34 @@ void esp_sched_land(struct esp_sched *sched, struct esp_flight **flight)
         sched->n_flights--;
         break;
     }
+    if ((*flight)->step.id > sched->home_step)
+        sched->home_step = (*flight)->step.id;
     for (uint32_t i = 0; i < (*flight)->n_parts; i++)
         (*flight)->parts[i].session->step_out = false;
     esp_flight_destroy(flight);
+}
+
+/* True once it has been in doubt for too long. */
+static bool doubt(double *since, bool doubtful, double now, double limit)
+{
+    if (!doubtful)
+        *since = 0;
+    else if (*since == 0)
+        *since = now;
+    return doubtful && now - *since > limit;
+}
+
+esp_status esp_sched_watch(struct esp_sched *sched, bool idle, double now, double limit, struct esp_err *err)
+{
+    for (struct esp_flight *f = sched->flights; sched->open && f; f = f->next)
+        if (doubt(&f->doubted, idle || f->step.id < sched->home_step, now, limit))
+            return esp_fail(err, ESP_E_TIMEOUT, "step %llu was lost between the workers",
+                            (unsigned long long)f->step.id);
+    for (struct esp_feature *f = NULL; sched->open && (f = esp_features_next(sched->features, f));)
+        if (f->state == ESP_FEATURE_SENT &&
+            doubt(&f->doubted, idle || f->sent < sched->home_sent, now, limit))
+            return esp_fail(err, ESP_E_TIMEOUT, "a picture was lost between the workers");
+    return ESP_OK;
 }
 
 void esp_sched_end(struct esp_sched *sched, struct esp_session *session, const struct esp_err *how,

@@ -90,6 +90,17 @@ struct esp_flight *esp_sched_flight(const struct esp_sched *sched, uint64_t step
 /** A step is home, or lost: its sessions may have another, it is destroyed. Clears *flight. */
 void esp_sched_land(struct esp_sched *sched, struct esp_flight **flight);
 
+/**
+ * Finds work that was lost on its way, which nobody else can tell: a connection between two stages broke with
+ * a step in it, and both are alive and well. A step or picture is in doubt while no stage has anything to do, and
+ * once a later one has come home (stages keep the order).
+ *
+ * @param idle   all stages have said that nothing waits or runs there
+ * @param limit  seconds of unbroken doubt that make it lost
+ * @return ESP_E_TIMEOUT, with what was lost; ESP_OK
+ */
+esp_status esp_sched_watch(struct esp_sched *sched, bool idle, double now, double limit, struct esp_err *err);
+
 /** Ends a session, unless it has ended before. */
 void esp_sched_end(struct esp_sched *sched, struct esp_session *session, const struct esp_err *how,
                    double now);

@@ -52,6 +52,13 @@ static esp_status request_check(const struct esp_server *sv, const struct esp_pe
         return esp_fail(err, ESP_E_LIMIT,
                         "%u pictures of %u tokens, the cluster's context is %u: raise --context",
                         msg->request.n_images, sv->config->vision.n_token, sv->cluster_opt.sizing.context);
+    if (file_bytes(msg) > ESP_SERVER_MAX_BYTES ||
+        pixel_bytes(sv, msg->request.n_images) > ESP_SERVER_MAX_PIXEL_BYTES)
+        return esp_fail(err, ESP_E_LIMIT,
+                        "%u pictures in files of %zu MiB: a request may hold %zu MiB of files, and %" PRIu64
+                        " MiB of pixel values",
+                        msg->request.n_images, file_bytes(msg) >> 20, ESP_SERVER_MAX_BYTES >> 20,
+                        ESP_SERVER_MAX_PIXEL_BYTES >> 20);
     if (file_bytes(msg) > ESP_SERVER_MAX_BYTES - sv->file_bytes ||
         pixel_bytes(sv, n_pictures) > ESP_SERVER_MAX_PIXEL_BYTES)
         return esp_fail(err, ESP_E_LIMIT, "too many pictures wait already: try again later");

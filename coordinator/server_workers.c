@@ -7,6 +7,8 @@
 #include "coordinator/server_state.h"
 
 #define DOUBT_S 0.1 /* how long after a Hello its name's holder may seem alive by what it sent before */
+#define LOST_TIMEOUTS                                                                                        \
+    3 /* timeouts after which work that nobody works on is lost: rows of many MiB may take a slow network long */
 
 /* ---- placing ---- */
 
@@ -450,8 +452,8 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
             esp_server_tell_error(sv, from, 0, ESP_E_CLOSED, "you have not joined: say hello first");
         return;
     }
-    if (w && w->state == ESP_WORKER_FAILED && msg->kind != ESP_MSG_BYE)
-        return; /* it takes no part any more */
+    if (w && w->state == ESP_WORKER_FAILED && msg->kind != ESP_MSG_BYE && msg->kind != ESP_MSG_HELLO)
+        return; /* it takes no part any more, unless it begins anew: it may have been restarted with what it lacked */
     switch (msg->kind) {
     case ESP_MSG_HELLO:
         on_hello(sv, from, msg);
@@ -489,6 +491,27 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
 
 /* ---- what goes out ---- */
 
+/*
+ * Steps and pictures travel from stage to stage, unseen by us: if a connection between two of them breaks, what
+ * was in it is lost, while both go on beating. Placing anew makes them dial each other again, and the new epoch
+ * keeps out what may still arrive.
+ */
+static void watch_work(struct esp_server *sv, double now)
+{
+    const double limit = LOST_TIMEOUTS * sv->opt.timeout_ms / 1000.0;
+    bool idle = true;
+    struct esp_err err;
+
+    for (uint32_t i = 0; i < sv->cluster.n_stages; i++)
+        idle &= sv->cluster.stage[i]->beat.n_queued == 0;
+    if (!esp_sched_watch(sv->sched, idle, now, limit, &err))
+        return;
+    esp_log(sv->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " stalled why=\"%s\" action=replace", sv->cluster.epoch,
+            err.text);
+    lose_cluster(sv, err.code, err.text);
+    reconsider(sv);
+}
+
 void esp_server_watch(struct esp_server *sv, double now)
 {
     struct esp_worker *w;
@@ -517,6 +540,7 @@ void esp_server_watch(struct esp_server *sv, double now)
         snprintf(text, sizeof text, "said nothing for %.1f s", now - w->last_heard);
         esp_server_drop_worker(sv, w, ESP_E_TIMEOUT, text, true);
     }
+    watch_work(sv, now);
     settle_parked(sv);
 }
 

@@ -344,6 +344,54 @@ static void test_load_failure(void **state)
     works(rig, 0, 3);
 }
 
+/* A worker that failed and was started again, with what it lacked, before anyone noticed that it had gone. */
+static void test_failed_begins_anew(void **state)
+{
+    struct rig *rig = *state;
+    struct esp_msg error = {.kind = ESP_MSG_ERROR};
+    struct esp_msg_request r = request(1, 5);
+
+    rig_start(rig, NULL);
+    rig->w[0].hold_ready = true;
+    rig_request(rig, 0, &r, NULL);
+    rig_join(rig, 1);
+    error.error =
+        (struct esp_msg_error){.code = ESP_E_NOMEM, .text = "412 MiB: out of device memory", .epoch = 1};
+    rig_send(rig, 0, &error);
+    rig_take_error(rig, 0, 1, ESP_E_NOMEM, "worker w0: 412 MiB");
+    rig->w[0].hold_ready = false;
+    rig_hello_again(rig, 0);
+    until_epoch(rig, 0, 2);
+    works(rig, 0, 2);
+}
+
+/* What breaks between two stages takes a step or a picture with it, and both stages are well: they say so. */
+static void test_lost_work(void **state)
+{
+    struct rig *rig = *state;
+    static const struct {
+        const char *picture, *fragment;
+    } cases[] = {{NULL, "step 1 was lost between the workers"},
+                 {"scene_a.png", "a picture was lost between the workers"}};
+
+    rig_start(rig, "--heartbeat-ms", "50", "--timeout-ms", "1000", NULL);
+    rig->w[0].hold_work = true;
+    rig_join(rig, 1);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct esp_msg_request r = request(1 + 2 * i, 5);
+
+        rig->w[0].hold_work = true;
+        rig_request(rig, 0, &r, cases[i].picture, NULL);
+        rig_until(rig, holds_work, &rig->w[0], "the work");
+        esp_msg_finish(&rig->w[0].held[0]);
+        rig->w[0].n_held = 0;
+        rig_take_error(rig, 0, r.id, ESP_E_TIMEOUT, cases[i].fragment);
+        rig->w[0].hold_work = false;
+        until_epoch(rig, 0, 2 + i);
+        works(rig, 0, r.id + 1);
+    }
+}
+
 /* ---- clients ---- */
 
 static void test_cancel(void **state)
@@ -525,7 +573,8 @@ int main(void)
         CASE(test_cancel_before), CASE(test_client_vanishes),
         CASE(test_client_sleeps), CASE(test_strangers),
         CASE(test_hello_refused), CASE(test_hello_again),
-        CASE(test_shutdown),
+        CASE(test_shutdown),      CASE(test_failed_begins_anew),
+        CASE(test_lost_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -131,8 +131,9 @@ static void test_samples_fork(void **state)
     assert_int_equal(p->free[0], 2);
     assert_int_equal(p->n_forks, 0);
     held = esp_decode_held(d, &n_held);
-    assert_int_equal(n_held, 2);
+    assert_int_equal(n_held, 3); /* until it is known that the step has arrived, with what it frees */
     assert_int_equal(held[1], 3);
+    assert_int_equal(held[2], 2);
     rows[1] = row(1, go, 1);
     assert_int_equal(esp_decode_take(d, rows, NULL, &done, NULL), ESP_OK);
     assert_true(done);
@@ -149,6 +150,8 @@ static void test_beams_move(void **state)
     const uint32_t first[] = {20, 21, 22, 23}, good[] = {30, 31, 32, 33};
     struct esp_row_result rows[2];
     const struct esp_part *p = esp_decode_next(d);
+    const uint64_t *held;
+    uint32_t n_held;
     bool done;
 
     assert_true(p->wants[0].k >= 2 && p->wants[0].k <= 4);
@@ -171,6 +174,16 @@ static void test_beams_move(void **state)
     assert_int_equal(p->seqs[1].seq, 3);
     assert_int_equal(p->ids[0], 30);
     assert_int_equal(p->ids[1], 31);
+
+    /* While that part is out it may get lost, and what it frees with it: then a Release names all three. */
+    held = esp_decode_held(d, &n_held);
+    assert_int_equal(n_held, 3);
+    assert_int_equal(held[2], 2);
+    rows[0] = row(0, good, p->wants[0].k);
+    rows[1] = row(1, good, p->wants[1].k);
+    assert_int_equal(esp_decode_take(d, rows, NULL, &done, NULL), ESP_OK);
+    esp_decode_held(d, &n_held);
+    assert_int_equal(n_held, 2);
     esp_decode_destroy(&d);
 }
 
@@ -460,6 +473,46 @@ static void test_close(void **state)
     esp_sched_destroy(&sched);
 }
 
+/* A step that nobody works on, or that a later one has overtaken, is lost after unbroken doubt. */
+static void test_lost_step(void **state)
+{
+    static const struct {
+        bool idle, late; /* late: the second step has come home */
+        double now;
+        esp_status st;
+    } looks[] = {
+        {false, false, 100, ESP_OK}, /* a stage is at it, for as long as it may take */
+        {true, false, 200, ESP_OK},  {true, false, 209, ESP_OK},
+        {false, false, 210, ESP_OK}, {true, false, 211, ESP_OK}, /* counted anew */
+        {true, false, 220, ESP_OK},  {false, true, 220.5, ESP_OK},
+        {true, true, 220.7, ESP_OK}, /* either doubt will do */
+        {false, true, 221, ESP_OK},  {false, true, 221.5, ESP_E_TIMEOUT},
+    };
+    struct esp_sched *sched;
+    struct esp_flight *second;
+    struct esp_err err;
+
+    assert_int_equal(esp_sched_create(&sched, NULL), ESP_OK);
+    esp_sched_open(sched, &room);
+    queued(sched, 1, 3, 0);
+    queued(sched, 2, 3, 0);
+    assert_non_null(esp_sched_admit(sched, 0));
+    assert_non_null(esp_sched_admit(sched, 0));
+    assert_int_equal(esp_sched_watch(sched, true, 50, 10, NULL), ESP_OK); /* nothing is out */
+    assert_int_equal(esp_sched_next_step(sched, 60)->step.id, 1);
+    second = esp_sched_next_step(sched, 60);
+    for (size_t i = 0; i < sizeof looks / sizeof looks[0]; i++) {
+        if (looks[i].late && second) {
+            land(sched, second);
+            second = NULL;
+        }
+        if (esp_sched_watch(sched, looks[i].idle, looks[i].now, 10, &err) != looks[i].st)
+            fail_msg("at %.1f s: not %s", looks[i].now, esp_status_name(looks[i].st));
+    }
+    assert_string_equal(err.text, "step 1 was lost between the workers");
+    esp_sched_destroy(&sched);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -473,6 +526,7 @@ int main(void)
         cmocka_unit_test(test_admission),
         cmocka_unit_test(test_end_with_step_out),
         cmocka_unit_test(test_close),
+        cmocka_unit_test(test_lost_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,6 +31,7 @@ static esp_status on_welcome(struct esp_serve *s, enum esp_source from, struct e
                 s->opt->connect, s->endpoint, msg->welcome.heartbeat_ms, msg->welcome.timeout_ms);
         s->joined = s->known = s->fresh = true;
         s->asked = false;
+        s->generation++; /* what an earlier conversation asked for is nothing to tell in this one */
     }
     esp_serve_beat(s);
     return ESP_OK;

@@ -170,6 +170,21 @@ static void test_coordinator_falls_silent(void **state)
     assert_true(rig_take_result(rig, 0, 3, 2) == rig_expected(ids, 3));
 }
 
+/* What an earlier conversation asked for is not told in the next one, whose epochs are others. */
+static void test_result_for_an_earlier_conversation(void **state)
+{
+    struct rig *rig = *state;
+    const int32_t ids[] = {3};
+
+    rig_join(rig, 1);
+    rig_place_all(rig, 1, 7);
+    rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_WELCOME, .welcome = {50, 200}});
+    rig_send_rows(rig, 0, 7, 1, FAKE_SEQ_STUCK, 0, ids, 1); /* 4 s, and we fall silent */
+    rig_welcome(rig, 0);                                    /* its next Hello comes after 3 s */
+    rig_expect_silence(rig, 2000);
+    rig_place_all(rig, 1, 1);
+}
+
 static void test_coordinator_knows_us_no_more(void **state)
 {
     struct rig *rig = *state;
@@ -265,6 +280,7 @@ int main(void)
         WITH_RIG(test_coordinator_restarts),
         WITH_RIG(test_coordinator_falls_silent),
         WITH_RIG(test_coordinator_knows_us_no_more),
+        WITH_RIG(test_result_for_an_earlier_conversation),
         WITH_RIG(test_placing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,6 +7,7 @@
 
 #define ANSWER_MS 10000 /* a coordinator elsewhere that is asked for its status answers within this */
 #define QUIET_MS  6000  /* silence after which it is asked: it tells something every 2 s */
+#define N_QUIET   2     /* times that it answers and says nothing of the request: then it knows of none */
 #define CANCEL_MS 2000  /* for a cancelled request to end */
 
 struct esp_client {
@@ -188,7 +189,8 @@ struct asking {
     const struct esp_client_hooks *hooks;
     struct esp_reply *reply;
     uint64_t id;
-    uint64_t probe; /* number of the status query that is out; 0: none */
+    uint64_t probe;   /* number of the status query that is out; 0: none */
+    uint32_t n_quiet; /* those answered since it last said anything of the request */
     uint32_t n_tokens;
     bool ended;
 };
@@ -231,14 +233,15 @@ static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err 
     const struct esp_client_hooks *hooks = ask->hooks;
     struct esp_msg *m = *msg;
 
-    if (m->kind == ESP_MSG_STATUS && ask->probe && m->status.id == ask->probe && m->status.n_sessions == 0 &&
-        m->status.n_queued == 0) {
+    if (m->kind == ESP_MSG_STATUS && ask->probe && m->status.id == ask->probe &&
+        ((m->status.n_sessions == 0 && m->status.n_queued == 0) || ++ask->n_quiet == N_QUIET)) {
         ask->ended = true;
         return esp_fail(err, ESP_E_CLOSED, "%s no longer knows this request; was the coordinator restarted?",
                         ask->client->endpoint);
     }
     if (!is_ours(ask, m))
         return ESP_OK; /* other status answers, the tail of an earlier request */
+    ask->n_quiet = 0;
     switch (m->kind) {
     case ESP_MSG_ACCEPTED:
         if (ask->reply->accepted)

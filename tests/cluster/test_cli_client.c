@@ -30,6 +30,7 @@ struct fake {
     uint64_t session; /* of the request; 0: none came */
     uint32_t n_sent;  /* tokens */
     uint32_t n_cancel;
+    uint32_t n_others;                            /* sessions of other clients, as Status tells */
     void (*check)(const struct esp_msg *request); /* looks at the request */
 };
 
@@ -143,7 +144,8 @@ static bool is_request(struct fake *f, const struct esp_peer *from, const struct
 
     f->client = *from;
     if (msg->kind == ESP_MSG_STATUS_QUERY) {
-        m.status = (struct esp_msg_status){.id = msg->status_query.id, .epoch = 1, .ready = true};
+        m.status = (struct esp_msg_status){
+            .id = msg->status_query.id, .epoch = 1, .ready = true, .n_sessions = f->n_others};
         tell(f, &m);
     }
     f->n_cancel += msg->kind == ESP_MSG_CANCEL && msg->cancel.session == f->session;
@@ -704,6 +706,19 @@ static void test_restarted_coordinator(void **state)
     child_finish(&c);
 }
 
+/* The same, while it serves others: its silence about this request gives it away. */
+static void test_restarted_and_busy(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = forget;
+    f->n_others = 3;
+    ask(&c, f, (const char *[]){"run", "caption en", NULL});
+    child_expect(&c, "restarted and busy", 1, "no longer knows this request", "");
+    child_finish(&c);
+}
+
 /* Ctrl-C once tokens come. `answers`: whether the coordinator ends the request when it is told. */
 static bool answers;
 
@@ -794,6 +809,7 @@ int main(void)
         TEST(test_trace),
         TEST(test_token_out_of_order),
         TEST(test_restarted_coordinator),
+        TEST(test_restarted_and_busy),
         TEST(test_interrupt),
         TEST(test_interrupt_twice),
         TEST(test_closed_stdout),

@@ -366,15 +366,17 @@ static bool doubt(double *since, bool doubtful, double now, double limit)
     return doubtful && now - *since > limit;
 }
 
-esp_status esp_sched_watch(struct esp_sched *sched, bool idle, double now, double limit, struct esp_err *err)
+esp_status esp_sched_watch(struct esp_sched *sched, bool idle, double now,
+                           const struct esp_sched_patience *patience, struct esp_err *err)
 {
     for (struct esp_flight *f = sched->flights; sched->open && f; f = f->next)
-        if (doubt(&f->doubted, idle || f->step.id < sched->home_step, now, limit))
+        if (doubt(&f->doubted, idle || f->step.id < sched->home_step, now,
+                  patience->least + f->step.rows * patience->a_row))
             return esp_fail(err, ESP_E_TIMEOUT, "step %llu was lost between the workers",
                             (unsigned long long)f->step.id);
     for (struct esp_feature *f = NULL; sched->open && (f = esp_features_next(sched->features, f));)
-        if (f->state == ESP_FEATURE_SENT &&
-            doubt(&f->doubted, idle || f->sent < sched->home_sent, now, limit))
+        if (f->state == ESP_FEATURE_SENT && doubt(&f->doubted, idle || f->sent < sched->home_sent, now,
+                                                  patience->least + patience->a_picture))
             return esp_fail(err, ESP_E_TIMEOUT, "a picture was lost between the workers");
     return ESP_OK;
 }

@@ -33,6 +33,12 @@ struct esp_sched_room {
     uint32_t max_encodes;
 };
 
+/** Seconds that work may be on its way with nobody at it: slow networks take long for what is large. */
+struct esp_sched_patience {
+    double least;
+    double a_row, a_picture; /* more, for each row of a step, and for a picture */
+};
+
 struct esp_sched;
 
 esp_status esp_sched_create(struct esp_sched **out, struct esp_err *err);
@@ -95,11 +101,12 @@ void esp_sched_land(struct esp_sched *sched, struct esp_flight **flight);
  * a step in it, and both are alive and well. A step or picture is in doubt while no stage has anything to do, and
  * once a later one has come home (stages keep the order).
  *
- * @param idle   all stages have said that nothing waits or runs there
- * @param limit  seconds of unbroken doubt that make it lost
+ * @param idle      all stages have said that nothing waits or runs there
+ * @param patience  how long unbroken doubt may last
  * @return ESP_E_TIMEOUT, with what was lost; ESP_OK
  */
-esp_status esp_sched_watch(struct esp_sched *sched, bool idle, double now, double limit, struct esp_err *err);
+esp_status esp_sched_watch(struct esp_sched *sched, bool idle, double now,
+                           const struct esp_sched_patience *patience, struct esp_err *err);
 
 /** Ends a session, unless it has ended before. */
 void esp_sched_end(struct esp_sched *sched, struct esp_session *session, const struct esp_err *how,

@@ -6,9 +6,9 @@
 
 #include "coordinator/server_state.h"
 
-#define DOUBT_S 0.1 /* how long after a Hello its name's holder may seem alive by what it sent before */
-#define LOST_TIMEOUTS                                                                                        \
-    3 /* timeouts after which work that nobody works on is lost: rows of many MiB may take a slow network long */
+#define DOUBT_S       0.1 /* how long after a Hello its name's holder may seem alive by what it sent before */
+#define LOST_TIMEOUTS 3   /* after which work that nobody works on is lost ... */
+#define SLOW_NETWORK  125e3 /* ... and the time that a network of so many bytes/s takes for it */
 
 /* ---- placing ---- */
 
@@ -498,13 +498,19 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
  */
 static void watch_work(struct esp_server *sv, double now)
 {
-    const double limit = LOST_TIMEOUTS * sv->opt.timeout_ms / 1000.0;
+    const struct esp_config *c = sv->config;
+    const double side = c->vision.image_size,
+                 width = c->text.width > c->vision.width ? c->text.width : c->vision.width;
+    const struct esp_sched_patience patience = {.least = LOST_TIMEOUTS * sv->opt.timeout_ms / 1000.0,
+                                                .a_row = c->text.width * sizeof(float) / SLOW_NETWORK,
+                                                .a_picture = (3 * side * side + c->vision.n_token * width) *
+                                                             sizeof(float) / SLOW_NETWORK};
     bool idle = true;
     struct esp_err err;
 
     for (uint32_t i = 0; i < sv->cluster.n_stages; i++)
         idle &= sv->cluster.stage[i]->beat.n_queued == 0;
-    if (!esp_sched_watch(sv->sched, idle, now, limit, &err))
+    if (!esp_sched_watch(sv->sched, idle, now, &patience, &err))
         return;
     esp_log(sv->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " stalled why=\"%s\" action=replace", sv->cluster.epoch,
             err.text);

@@ -488,6 +488,7 @@ static void test_lost_step(void **state)
         {true, true, 220.7, ESP_OK}, /* either doubt will do */
         {false, true, 221, ESP_OK},  {false, true, 221.5, ESP_E_TIMEOUT},
     };
+    const struct esp_sched_patience patience = {.least = 9, .a_row = 0.1}; /* of a first step: ten rows */
     struct esp_sched *sched;
     struct esp_flight *second;
     struct esp_err err;
@@ -498,7 +499,7 @@ static void test_lost_step(void **state)
     queued(sched, 2, 3, 0);
     assert_non_null(esp_sched_admit(sched, 0));
     assert_non_null(esp_sched_admit(sched, 0));
-    assert_int_equal(esp_sched_watch(sched, true, 50, 10, NULL), ESP_OK); /* nothing is out */
+    assert_int_equal(esp_sched_watch(sched, true, 50, &patience, NULL), ESP_OK); /* nothing is out */
     assert_int_equal(esp_sched_next_step(sched, 60)->step.id, 1);
     second = esp_sched_next_step(sched, 60);
     for (size_t i = 0; i < sizeof looks / sizeof looks[0]; i++) {
@@ -506,7 +507,7 @@ static void test_lost_step(void **state)
             land(sched, second);
             second = NULL;
         }
-        if (esp_sched_watch(sched, looks[i].idle, looks[i].now, 10, &err) != looks[i].st)
+        if (esp_sched_watch(sched, looks[i].idle, looks[i].now, &patience, &err) != looks[i].st)
             fail_msg("at %.1f s: not %s", looks[i].now, esp_status_name(looks[i].st));
     }
     assert_string_equal(err.text, "step 1 was lost between the workers");

@@ -300,6 +300,22 @@ static esp_status read_prompt(struct esp_ask *ask, struct esp_msg *request, stru
     return ESP_OK;
 }
 
+/* Whether a file can be written there, before anything is computed for it. Leaves what was there, and nothing else. */
+static esp_status check_writable(const char *path, struct esp_err *err)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+    if (fd >= 0)
+        unlink(path);
+    else if (errno == EEXIST)
+        fd = open(path, O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 && errno != ENXIO) /* a FIFO whose reader has not come yet */
+        return esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return ESP_OK;
+}
+
 /* ---- the cluster ---- */
 
 esp_status esp_where_open_model(const struct esp_where *where, struct esp_config *config, struct esp_err *err)
@@ -365,6 +381,8 @@ esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp
     st = read_prompt(ask, request, err);
     if (st == ESP_OK)
         st = read_images(ask, request, err);
+    if (st == ESP_OK && ask->trace)
+        st = check_writable(ask->trace, err);
     if (st == ESP_OK && ask->where.model) {
         st = esp_where_open_model(&ask->where, &ask->config, err);
         ask->has_config = st == ESP_OK;
@@ -427,6 +445,8 @@ void esp_ask_tell_stages(struct esp_ask *ask, const struct esp_msg_accepted *acc
 {
     bool software = false;
 
+    if (ask->json && !ask->verbose)
+        return;
     for (uint32_t i = 0; i < accepted->n_stages; i++) {
         const struct esp_stage_info *s = &accepted->stages[i];
         char enc[48], dec[48];

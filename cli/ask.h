@@ -73,7 +73,7 @@ void esp_ask_close(struct esp_ask *ask);
 /** Progress of a request on the terminal: hooks of esp_client_ask, `ask` is their self. */
 void esp_ask_waiting(struct esp_ask *ask, const struct esp_msg_waiting *waiting);
 
-/** One line a stage on stderr, and a word about software drivers. */
+/** One line a stage on stderr, and a word about software drivers; with --json only if it is to be verbose. */
 void esp_ask_tell_stages(struct esp_ask *ask, const struct esp_msg_accepted *accepted);
 
 /** Says on stderr why the command failed and returns its exit status. */

@@ -109,9 +109,7 @@ static int check(struct run *run)
 static void on_accepted(void *self, const struct esp_msg_accepted *accepted)
 {
     struct run *run = self;
-
-    if (!run->ask.json || run->ask.verbose)
-        esp_ask_tell_stages(&run->ask, accepted);
+    esp_ask_tell_stages(&run->ask, accepted);
 }
 
 static void on_waiting(void *self, const struct esp_msg_waiting *waiting)
@@ -202,7 +200,7 @@ static esp_status answer(struct run *run, struct esp_err *err)
         st = esp_client_ask(&reply, run->ask.client, &request, &hooks, err);
     if (st == ESP_OK)
         st = finish(run, &reply, err);
-    else if (run->streamed && !run->ask.term.at_start) { /* the error starts on a line of its own */
+    if (st && run->streamed && !run->ask.term.at_start) { /* the error starts on a line of its own */
         struct esp_err ignored;
         esp_term_end(&run->ask.term, &ignored);
     }

@@ -30,9 +30,7 @@ struct score {
 static void on_accepted(void *self, const struct esp_msg_accepted *accepted)
 {
     struct score *score = self;
-
-    if (!score->ask.json || score->ask.verbose)
-        esp_ask_tell_stages(&score->ask, accepted);
+    esp_ask_tell_stages(&score->ask, accepted);
 }
 
 static void on_waiting(void *self, const struct esp_msg_waiting *waiting)

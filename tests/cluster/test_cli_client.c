@@ -660,6 +660,23 @@ static void test_trace(void **state)
     unlink(path);
 }
 
+/* Where no trace can be written, nothing is asked; where that shows at the end only, the answer's line ends first. */
+static void test_trace_cannot_be_written(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = stream;
+    f->script.printed = stream_on;
+    ask(&c, f, (const char *[]){"run", "--trace", "/nonexistent/trace", "caption en", NULL});
+    child_expect(&c, "nowhere", 1, "/nonexistent/trace: No such file or directory", "");
+    assert_int_equal(f->session, 0);
+    child_finish(&c);
+    ask(&c, f, (const char *[]){"run", "--trace", "/dev/full", "caption en", NULL});
+    child_expect(&c, "full", 1, "/dev/full: No space left on device", "Schl\xc3\xbcssel\n");
+    child_finish(&c);
+}
+
 /* ---- ends ---- */
 
 static void lie(struct script *s, struct child *c, const struct esp_peer *from, const struct esp_msg *msg)
@@ -807,6 +824,7 @@ int main(void)
         TEST(test_score),
         TEST(test_status),
         TEST(test_trace),
+        TEST(test_trace_cannot_be_written),
         TEST(test_token_out_of_order),
         TEST(test_restarted_coordinator),
         TEST(test_restarted_and_busy),

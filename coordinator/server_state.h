@@ -1,4 +1,4 @@
-/* What server.c, server_workers.c and server_clients.c share; nobody else includes it. */
+/* What server.c, server_workers.c, server_work.c and server_clients.c share; nobody else includes it. */
 #ifndef ESP_COORDINATOR_SERVER_STATE_H
 #define ESP_COORDINATOR_SERVER_STATE_H
 
@@ -78,6 +78,11 @@ void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_sta
 
 /** Heartbeats, timeouts, workers lost in sending. */
 void esp_server_watch(struct esp_server *sv, double now);
+
+/* ---- server_work.c ---- */
+
+/** Stored, Result, Trace, or an Error that names a step or a picture, of the present epoch. */
+void esp_server_from_stage(struct esp_server *sv, struct esp_worker *worker, struct esp_msg *msg);
 
 /** Sends whatever the scheduler has: pictures, steps, releases. */
 void esp_server_dispatch(struct esp_server *sv);

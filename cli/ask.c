@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "cli/signals.h"
+#include "coordinator/sizing.h"
 #include "model/checkpoint.h"
 
 #define MODEL_IS                                                                                             \
@@ -46,7 +47,7 @@ void esp_where_args(struct esp_where *where, struct esp_arg args[ESP_N_CLUSTER_A
          1u << 30, false, NULL},
         {"context", 0, ESP_ARG_U32, "TOKENS",
          "Longest sequence, image tokens included. Default: what the request needs, at least 2048.",
-         &where->context, 1, 1u << 20, false, &where->context_given},
+         &where->context, 2, ESP_MAX_CONTEXT, false, &where->context_given},
         {"kv-tokens", 0, ESP_ARG_U32, "TOKENS",
          "Room for keys and values, shared by all sequences. Default: enough for the context.",
          &where->kv_tokens, 1, 1u << 24, false, NULL},
@@ -363,9 +364,9 @@ static esp_status start_here(struct esp_ask *ask, const struct esp_msg_request *
 
     esp_where_embed_options(&ask->where, ask->verbose, &options);
     if (options.context == 0)
-        options.context = need <= LEAST_CONTEXT  ? LEAST_CONTEXT
-                          : need <= ESP_MAX_ROWS ? (uint32_t)need
-                                                 : ESP_MAX_ROWS;
+        options.context = need <= LEAST_CONTEXT     ? LEAST_CONTEXT
+                          : need <= ESP_MAX_CONTEXT ? (uint32_t)need
+                                                    : ESP_MAX_CONTEXT;
     /* The prefix is shared, the rest is each sequence's own. */
     kv = options.context + n_seqs * (r->max_tokens + CONTEXT_STEP);
     if (options.kv_tokens == 0 && n_seqs > 1 && kv > (uint64_t)CONTEXTS_BY_SELF * options.context)

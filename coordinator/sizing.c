@@ -1,7 +1,5 @@
 #include "coordinator/sizing.h"
 
-#include "proto/wire.h"
-
 #define TEXT_TOKENS  1024
 #define BIG_PICTURE  1024 /* tokens; above that, two count as many */
 #define SEQUENCES    4
@@ -15,10 +13,11 @@ esp_status esp_sizing_fill(struct esp_sizing *sizing, const struct esp_config *c
 
     if (sizing->context == 0) {
         const uint64_t want = n_token * (n_token > BIG_PICTURE ? 2 : 4) + TEXT_TOKENS;
-        sizing->context = want > ESP_MAX_ROWS ? ESP_MAX_ROWS : (uint32_t)want;
+        sizing->context = want > ESP_MAX_CONTEXT ? ESP_MAX_CONTEXT : (uint32_t)want;
     }
-    if (sizing->context < 2 || sizing->context > ESP_MAX_ROWS)
-        return esp_fail(err, ESP_E_ARG, "--context %u: takes 2 to %d tokens", sizing->context, ESP_MAX_ROWS);
+    if (sizing->context < 2 || sizing->context > ESP_MAX_CONTEXT)
+        return esp_fail(err, ESP_E_ARG, "--context %u: takes 2 to %d tokens", sizing->context,
+                        ESP_MAX_CONTEXT);
     if (sizing->kv_tokens == 0)
         sizing->kv_tokens = SEQUENCES * sizing->context;
     if (sizing->kv_tokens < sizing->context)

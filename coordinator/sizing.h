@@ -9,6 +9,8 @@
 #include "model/config.h"
 #include "proto/status.h"
 
+#define ESP_MAX_CONTEXT 65535 /* tokens: as many rows as Vulkan promises along an axis of a dispatch */
+
 struct esp_sizing {
     uint32_t context;    /* tokens: the longest sequence and the largest step; 0: default */
     uint32_t kv_tokens;  /* tokens of KV cache; 0: default */

@@ -5,18 +5,34 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <netdb.h>
+
 #include <cmocka.h>
 
 #include "worker/address.h"
 
+/* A root that debootstrap made has no /etc/hosts: there no name resolves, and that is not ours to fail on. */
+static bool names_resolve(void)
+{
+    struct addrinfo *found = NULL;
+    const bool yes = getaddrinfo("localhost", "5550", NULL, &found) == 0;
+
+    if (yes)
+        freeaddrinfo(found);
+    else
+        print_message("localhost does not resolve here: that name is expected to be refused\n");
+    return yes;
+}
+
 static void test_towards(void **state)
 {
-    static const struct {
+    const bool names = names_resolve();
+    const struct {
         const char *endpoint, *address; /* NULL: refused */
         esp_status status;
     } cases[] = {
         {"tcp://127.0.0.1:5550", "127.0.0.1", ESP_OK},
-        {"tcp://localhost:5550", NULL, ESP_OK}, /* either family */
+        {"tcp://localhost:5550", NULL, names ? ESP_OK : ESP_E_IO}, /* either family */
         {"ipc:///tmp/x", NULL, ESP_E_ARG},
         {"tcp://127.0.0.1", NULL, ESP_E_ARG},
         {"tcp://127.0.0.1:", NULL, ESP_E_ARG},

@@ -174,9 +174,31 @@ static void test_exp(void **state)
     }
 }
 
+/* A number that is none stays none, in its own row: a broken activation must be seen at the end. */
+static void test_no_number(void **state)
+{
+    static const uint32_t epilogues[] = {ESP_EPI_NONE, ESP_EPI_GELU, ESP_EPI_SOFTCAP};
+    const uint32_t rows = 5, bad = 2;
+    float *x = esp_rig_alloc(rows * SIDE, sizeof *x), *y = esp_rig_alloc(rows * SIDE, sizeof *y);
+
+    for (uint32_t few = 0; few <= 8; few += 8)
+        for (size_t e = 0; e < sizeof epilogues / sizeof epilogues[0]; e++) {
+            for (uint32_t i = 0; i < rows * SIDE; i++)
+                x[i] = 0.5f;
+            x[bad * SIDE + 7] = NAN;
+            through(y, x, rows * SIDE, epilogues[e], 30, few);
+            for (uint32_t i = 0; i < rows * SIDE; i++)
+                if (isnan(y[i]) != (i / SIDE == bad))
+                    fail_msg("epilogue %u, few=%u: row %u, column %u is %g", epilogues[e], few, i / SIDE,
+                             i % SIDE, (double)y[i]);
+        }
+    free(x);
+    free(y);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gelu), cmocka_unit_test(test_softcap),
-                                       cmocka_unit_test(test_exp)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_number), cmocka_unit_test(test_gelu),
+                                       cmocka_unit_test(test_softcap), cmocka_unit_test(test_exp)};
     return esp_rig_main("math", tests, sizeof tests / sizeof tests[0]);
 }

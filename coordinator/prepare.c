@@ -24,6 +24,7 @@ struct esp_prepare {
     pthread_mutex_t lock; /* guards everything below */
     pthread_cond_t come;  /* todo has grown, or stop was set */
     struct queue todo, done;
+    struct esp_prepare_job *running;
     bool stop;
 };
 
@@ -82,8 +83,11 @@ static esp_status prepare_images(struct esp_prepare_job *job, const struct esp_c
             r->image_names && r->image_names[i] && r->image_names[i][0] ? r->image_names[i] : NULL;
         float *pixels = job->pixels + i * n_pixel;
         struct esp_image image;
-        esp_status st =
-            esp_image_decode(&image, job->request.blob[i].data, job->request.blob[i].n_bytes, NULL, err);
+        esp_status st;
+
+        if (atomic_load(&job->dropped))
+            return esp_fail(err, ESP_E_CANCELLED, "cancelled");
+        st = esp_image_decode(&image, job->request.blob[i].data, job->request.blob[i].n_bytes, NULL, err);
 
         if (!st)
             st = esp_image_preprocess(pixels, &image, config, err);
@@ -152,6 +156,10 @@ done:
 void esp_prepare_run(struct esp_prepare_job *job, const struct esp_config *config,
                      const struct esp_tokenizer *token)
 {
+    if (atomic_load(&job->dropped)) {
+        job->st = esp_fail(&job->err, ESP_E_CANCELLED, "cancelled");
+        return;
+    }
     job->st = prepare_text(job, config, token, &job->err); /* the cheap half first: it may refuse */
     if (!job->st)
         job->st = prepare_images(job, config, &job->err);
@@ -170,9 +178,11 @@ static void *thread_main(void *arg)
             pthread_cond_wait(&p->come, &p->lock);
             continue;
         }
+        p->running = job;
         pthread_mutex_unlock(&p->lock);
         esp_prepare_run(job, p->config, p->token);
         pthread_mutex_lock(&p->lock);
+        p->running = NULL;
         push(&p->done, job);
         while (write(p->fd, &one, sizeof one) < 0 && errno == EINTR)
             continue; /* otherwise it cannot fail: the counter never comes near its end */
@@ -238,6 +248,8 @@ void esp_prepare_destroy(struct esp_prepare **p)
     if (q->started) {
         pthread_mutex_lock(&q->lock);
         q->stop = true;
+        if (q->running)
+            atomic_store(&q->running->dropped, true);
         pthread_cond_signal(&q->come);
         pthread_mutex_unlock(&q->lock);
         pthread_join(q->thread, NULL);
@@ -268,6 +280,17 @@ void esp_prepare_submit(struct esp_prepare *p, struct esp_prepare_job **job)
     pthread_cond_signal(&p->come);
     pthread_mutex_unlock(&p->lock);
     *job = NULL;
+}
+
+void esp_prepare_drop(struct esp_prepare *p, uint64_t session)
+{
+    pthread_mutex_lock(&p->lock);
+    if (p->running && p->running->session == session)
+        atomic_store(&p->running->dropped, true);
+    for (struct esp_prepare_job *job = p->todo.first; job; job = job->next)
+        if (job->session == session)
+            atomic_store(&job->dropped, true);
+    pthread_mutex_unlock(&p->lock);
 }
 
 struct esp_prepare_job *esp_prepare_take(struct esp_prepare *p)

@@ -8,6 +8,7 @@
 #ifndef ESP_COORDINATOR_PREPARE_H
 #define ESP_COORDINATOR_PREPARE_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "coordinator/features.h"
@@ -20,6 +21,7 @@ struct esp_prepare_job {
     struct esp_prepare_job *next;
     uint64_t session;       /* the caller's mark */
     struct esp_msg request; /* in: a received Request, taken whole */
+    atomic_bool dropped;    /* nobody wants it any more: what is left of it is not done */
 
     /* Out. With st set, err tells why and the rest is empty. */
     esp_status st;
@@ -41,7 +43,7 @@ struct esp_prepare;
 esp_status esp_prepare_create(struct esp_prepare **out, const struct esp_config *config,
                               const struct esp_tokenizer *token, struct esp_err *err);
 
-/** Ends the thread after the job it is at, and frees all others. */
+/** Ends the thread after the picture it is at, and frees all jobs. */
 void esp_prepare_destroy(struct esp_prepare **p);
 
 /** Readable while finished jobs wait. */
@@ -49,6 +51,12 @@ int esp_prepare_fd(const struct esp_prepare *p);
 
 /** Hands a job over; clears *job. */
 void esp_prepare_submit(struct esp_prepare *p, struct esp_prepare_job **job);
+
+/**
+ * Nobody wants the job of this session any more. It comes back all the same, with ESP_E_CANCELLED unless it was
+ * finished already, but those behind it do not wait for its pictures.
+ */
+void esp_prepare_drop(struct esp_prepare *p, uint64_t session);
 
 /** The next finished job, the caller's from now on; NULL if there is none. */
 struct esp_prepare_job *esp_prepare_take(struct esp_prepare *p);

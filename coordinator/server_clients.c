@@ -107,6 +107,8 @@ static void end_as_cancelled(struct esp_server *sv, struct esp_session *s)
     esp_fail(&err, ESP_E_CANCELLED, "cancelled");
     esp_log(sv->log, ESP_LOG_DEBUG, "session=%" PRIu64 " cancelled%s", s->id,
             s->client_gone ? " client_gone" : "");
+    if (s->with_thread)
+        esp_prepare_drop(sv->prepare, s->id);
     esp_sched_end(sv->sched, s, &err, esp_server_now());
 }
 

@@ -14,7 +14,6 @@ ESP_PUSH(esp_push_attention);
 #include "attention.glsl"
 
 const uint PER_THREAD = (TILE * H4 + 127) / 128;
-#define LOWEST uintBitsToFloat(0xff800000u) // -inf
 
 shared vec4 q[TILE * H4];
 shared float s[TILE][ESP_KV_BLOCK]; // scores, then weights

@@ -18,7 +18,6 @@ ESP_PUSH(esp_push_attention);
 #include "attention.glsl"
 
 const uint ROUNDS = (H4 + 7) / 8; // of 8 lanes over the quads of a head
-#define LOWEST uintBitsToFloat(0xff800000u) // -inf
 
 // dimension quad 8*d8 + i of the keys of all four groups against the eight queries
 #define QUAD(i)                                                                                                    \

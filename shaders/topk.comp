@@ -14,7 +14,8 @@ shared float best[64];
 shared uint best_id[64];
 shared float fold[64];
 
-#define LOWEST uintBitsToFloat(0xff800000u) // -inf
+// The heads as they change hands: one lane writes what all look at, and only coherent memory promises them to see it.
+layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer esp_heads { uint at[]; };
 
 // The lanes' best (value, id) into best[0], best_id[0].
 void reduce(const float v, const uint id)
@@ -75,8 +76,8 @@ void main()
         v = LOWEST;
         uint id = ESP_NONE;
         for (uint s = lane; s < p.n_slice; s += 64) {
-            const float w = esp_floats(p.act).at[heads + 4 * s];
-            const uint wid = esp_words(p.act).at[heads + 4 * s + 1];
+            const float w = uintBitsToFloat(esp_heads(p.act).at[heads + 4 * s]);
+            const uint wid = esp_heads(p.act).at[heads + 4 * s + 1];
             if (w > v || (w == v && wid < id)) {
                 v = w;
                 id = wid;
@@ -103,8 +104,8 @@ void main()
         if (lane == 0) {
             p.dst.at[to + ESP_TOP_IDS + i] = won_id;
             p.dst.at[to + ESP_TOP_LOGITS + i] = floatBitsToUint(won);
-            esp_floats(p.act).at[heads + 4 * slice] = best[0];
-            esp_words(p.act).at[heads + 4 * slice + 1] = best_id[0];
+            esp_heads(p.act).at[heads + 4 * slice] = floatBitsToUint(best[0]);
+            esp_heads(p.act).at[heads + 4 * slice + 1] = best_id[0];
         }
         memoryBarrierBuffer(); // the new head is there ...
         barrier();             // ... before any lane looks again

@@ -27,8 +27,7 @@ void main()
         return; // the whole workgroup leaves together
     const uint x = (p.x_at + want * p.x_stride) * 4;
     const uint id0 = slice * ESP_TOP_SLICE + lane;
-    const float lowest = uintBitsToFloat(0xff800000u); // -inf
-    float v = lowest;
+    float v = LOWEST;
     uint id = ESP_NONE;
     bool bad = false;
 

@@ -266,6 +266,13 @@ uint32_t esp_attn_tile_rows(uint32_t n_head, uint32_t n_kv)
     return ESP_TILE_QUERIES / heads_a_tile(n_head, n_kv);
 }
 
+uint32_t esp_attn_shared_bytes(const struct esp_vk *vk, uint32_t head_dim)
+{
+    /* attention.comp: q, s, then m, l, scale and range; the texel kernel has none */
+    const uint32_t a_query = head_dim * 4 + ESP_KV_BLOCK * 4 + 3 * 4 + 8;
+    return vk->cls == ESP_VK_PLAIN ? ESP_TILE_QUERIES * a_query : 0;
+}
+
 void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,
                       const struct esp_attn_how *how)
 {

@@ -123,6 +123,8 @@ void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qk
                       const struct esp_attn_how *how);
 /** Rows of one sequence that one attention tile takes. */
 uint32_t esp_attn_tile_rows(uint32_t n_head, uint32_t n_kv);
+/** Workgroup memory that attention takes on this device, in bytes; head_dim padded. */
+uint32_t esp_attn_shared_bytes(const struct esp_vk *vk, uint32_t head_dim);
 
 void esp_op_embed(struct esp_rec *rec, struct esp_rows y, struct esp_rows features, const struct esp_mat *w,
                   float scale);

@@ -93,7 +93,8 @@ esp_status esp_layout_plan(struct esp_layout *l, const struct esp_config *c,
         l->n_vision_blocks = (c->vision.n_token + ESP_KV_BLOCK - 1) / ESP_KV_BLOCK;
         l->kv_texels += (uint64_t)l->n_vision_blocks * l->vision_block;
     }
-    if (l->act_texels > INT32_MAX || l->kv_texels > INT32_MAX)
+    /* indices are signed in SPIR-V, and kernels index activations by single floats too */
+    if (l->act_texels > INT32_MAX / 4 || l->kv_texels > INT32_MAX)
         return esp_fail(err, ESP_E_NOMEM, "%u rows and %u KV tokens are more than kernels can address",
                         spec->max_rows, spec->kv_tokens);
     if (enc) {

@@ -28,6 +28,25 @@ static esp_status spec_check(const struct esp_stage_spec *s, const struct esp_co
     return ESP_OK;
 }
 
+/* What the kernels cannot do for this model, said before anything is loaded. */
+static esp_status kernels_check(const struct esp_stage *s, struct esp_err *err)
+{
+    const uint32_t head_dim[2] = {s->enc ? esp_pack_head_dim(s->c->vision.head_dim) : 0,
+                                  s->spec.dec_lo < s->spec.dec_hi ? esp_pack_head_dim(s->c->text.head_dim)
+                                                                  : 0};
+    const uint32_t has = s->vk->props.limits.maxComputeSharedMemorySize;
+
+    for (uint32_t i = 0; i < 2; i++)
+        if (head_dim[i] && esp_attn_shared_bytes(s->vk, head_dim[i]) > has)
+            return esp_fail(err, ESP_E_UNSUPPORTED,
+                            "attention heads of %u dimensions take %u bytes of workgroup memory; %s has %u",
+                            head_dim[i], esp_attn_shared_bytes(s->vk, head_dim[i]), s->vk->report.name, has);
+    if (s->c->vision.n_token > MAX_ROWS_AT_ONCE)
+        return esp_fail(err, ESP_E_UNSUPPORTED, "pictures of %u tokens; kernels take %u rows at once",
+                        s->c->vision.n_token, MAX_ROWS_AT_ONCE);
+    return ESP_OK;
+}
+
 /* Buffers but the weights, after checking the whole plan against the device's budget. */
 static esp_status space_create(struct esp_stage *s, struct esp_err *err)
 {
@@ -129,6 +148,8 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const str
         *out = s;
         return ESP_OK;
     }
+    if ((st = kernels_check(s, err)))
+        goto done;
     if (spec->dec_lo < spec->dec_hi)
         n_blocks = (uint32_t)(esp_round_up(spec->kv_tokens, ESP_KV_BLOCK) / ESP_KV_BLOCK);
     if ((st = esp_layout_plan(&s->ps.at, s->c, spec, n_blocks, err)) ||

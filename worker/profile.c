@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/vk_cmd.h"
+
 #define MAX_SPANS 8192 /* recorded dispatches; later ones go unmeasured */
 #define MAX_NAMES 128
 
@@ -27,6 +29,24 @@ struct esp_profile {
     struct name name[MAX_NAMES];
 };
 
+/* A query must have been reset before it may be asked, even for whether it has anything to say. */
+static esp_status reset_all(struct esp_profile *p, struct esp_err *err)
+{
+    VkCommandBuffer cmd = VK_NULL_HANDLE;
+    esp_status st = esp_cmd_alloc(&cmd, p->vk, err);
+
+    if (!st)
+        st = esp_cmd_begin(cmd, true, err);
+    if (!st) {
+        vkCmdResetQueryPool(cmd, p->pool, 0, 2 * MAX_SPANS);
+        st = esp_cmd_end(cmd, err);
+    }
+    if (!st)
+        st = esp_submit_wait(p->vk, &cmd, 1, false, err);
+    esp_cmd_free(&cmd, p->vk);
+    return st;
+}
+
 esp_status esp_profile_create(struct esp_profile **out, struct esp_vk *vk, struct esp_err *err)
 {
     VkQueueFamilyProperties fam[16];
@@ -48,6 +68,8 @@ esp_status esp_profile_create(struct esp_profile **out, struct esp_vk *vk, struc
     n = fam[vk->family].timestampValidBits;
     p->mask = n >= 64 ? UINT64_MAX : (1ull << n) - 1;
     st = esp_vk_check(vkCreateQueryPool(vk->dev, &info, NULL, &p->pool), "vkCreateQueryPool", err);
+    if (!st)
+        st = reset_all(p, err);
     if (st)
         esp_profile_destroy(&p);
     *out = p;

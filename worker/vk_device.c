@@ -203,8 +203,10 @@ static void probe_memory(struct candidate *c)
         uint64_t n = c->mem.memoryHeaps[i].size;
         if (!(c->mem.memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT))
             continue;
-        if (c->has_budget && budget.heapBudget[i] > budget.heapUsage[i] && budget.heapBudget[i] < n)
-            n = budget.heapBudget[i] - budget.heapUsage[i];
+        if (c->has_budget && budget.heapBudget[i] > 0) { /* usage is this process's own */
+            n = budget.heapBudget[i] < n ? budget.heapBudget[i] : n;
+            n = n > budget.heapUsage[i] ? n - budget.heapUsage[i] : 0;
+        }
         if (n > best)
             best = n;
     }
@@ -221,12 +223,13 @@ static void probe_memory(struct candidate *c)
 /* Texel kernels want vector-wide storage texel buffers, subgroups of 8 and constant broadcasts. */
 static bool texel_class(const struct candidate *c)
 {
+    const VkSubgroupFeatureFlags ops =
+        VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_BALLOT_BIT | VK_SUBGROUP_FEATURE_ARITHMETIC_BIT;
     VkFormatProperties u, f;
 
     if (c->props.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU || c->subgroup_size != 8)
         return false;
-    if ((c->subgroup_ops & (VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_BALLOT_BIT)) !=
-        (VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_BALLOT_BIT))
+    if ((c->subgroup_ops & ops) != ops)
         return false;
     if (c->props.limits.maxTexelBufferElements < 1u << 27)
         return false;
@@ -471,6 +474,8 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
         goto done;
     vk->profile = opt && opt->profile && c->props.limits.timestampComputeAndGraphics;
     vk->max_alloc_bytes = c->max_alloc_bytes;
+    if (vk->max_alloc_bytes > (uint64_t)INT32_MAX * 16) /* SPIR-V's indices, here of texels, are signed */
+        vk->max_alloc_bytes = (uint64_t)INT32_MAX * 16;
     if (vk->cls == ESP_VK_TEXEL) { /* everything must be reachable through one view, in signed byte offsets */
         uint64_t reach = (uint64_t)c->props.limits.maxTexelBufferElements * 16;
         if (reach > INT32_MAX)

@@ -5,6 +5,11 @@
 
 #include "worker/vk_cmd.h"
 
+/* Memory with a catch: needs features that we do not turn on, or is not there all the time. */
+#define ODD_MEMORY                                                                                           \
+    (VK_MEMORY_PROPERTY_LAZILY_ALLOCATED_BIT | VK_MEMORY_PROPERTY_PROTECTED_BIT |                            \
+     VK_MEMORY_PROPERTY_DEVICE_COHERENT_BIT_AMD | VK_MEMORY_PROPERTY_DEVICE_UNCACHED_BIT_AMD)
+
 /* First memory type of `bits` that has all of `must`; those with `nice` too are preferred. */
 static bool pick_type(uint32_t *out, const struct esp_vk *vk, uint32_t bits, VkMemoryPropertyFlags must,
                       VkMemoryPropertyFlags nice)
@@ -13,7 +18,7 @@ static bool pick_type(uint32_t *out, const struct esp_vk *vk, uint32_t bits, VkM
 
     for (uint32_t i = 0; i < vk->mem_props.memoryTypeCount; i++) {
         VkMemoryPropertyFlags have = vk->mem_props.memoryTypes[i].propertyFlags;
-        if (!(bits >> i & 1) || (have & must) != must)
+        if (!(bits >> i & 1) || (have & must) != must || have & ODD_MEMORY)
             continue;
         if ((have & nice) == nice) {
             *out = i;
@@ -33,8 +38,8 @@ static bool pick_kind(uint32_t *out, const struct esp_vk *vk, uint32_t bits, enu
 
     switch (kind) {
     case ESP_BUF_DEVICE:
-        if (vk->uma && pick_type(out, vk, bits, host | VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0))
-            return true;
+        if (vk->uma) /* must be mapped, and every type is the machine's own memory */
+            return pick_type(out, vk, bits, host, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT);
         return pick_type(out, vk, bits, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0) ||
                pick_type(out, vk, bits, 0, 0);
     case ESP_BUF_UPLOAD:
@@ -85,6 +90,10 @@ esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_k
         goto done;
     addr.buffer = out->buf;
     out->addr = vkGetBufferDeviceAddress(vk->dev, &addr);
+    if (out->addr % 16) { /* kernels load whole texels; no driver is known to align less */
+        st = esp_fail(err, ESP_E_UNSUPPORTED, "the driver aligns buffers to less than 16 bytes");
+        goto done;
+    }
     if (vk->mem_props.memoryTypes[alloc.memoryTypeIndex].propertyFlags &
             VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT &&
         (kind != ESP_BUF_DEVICE || vk->uma)) {

@@ -159,9 +159,11 @@ esp_status esp_pipes_create(struct esp_pipes **out, struct esp_vk *vk, const cha
         goto done;
     cache_path(ps, cache_dir);
     data = cache_read(ps, &cache.initialDataSize);
-    if (!data)
-        cache.initialDataSize = 0;
     cache.pInitialData = data;
+    if (data && vkCreatePipelineCache(vk->dev, &cache, NULL, &ps->cache) == VK_SUCCESS)
+        goto done;
+    cache.initialDataSize = 0; /* there is none, or the driver does not like it */
+    cache.pInitialData = NULL;
     st = esp_vk_check(vkCreatePipelineCache(vk->dev, &cache, NULL, &ps->cache), "vkCreatePipelineCache", err);
 done:
     free(data);

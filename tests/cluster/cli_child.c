@@ -1,5 +1,6 @@
 #include "tests/cluster/cli_child.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -160,14 +161,14 @@ void child_wait(struct child *c, struct script *s)
 
 void child_wait_for(struct child *c, int stream, const char *text)
 {
-    while (!strstr(c->text[stream], text)) {
+    while (text ? !strstr(c->text[stream], text) : c->n[stream] == 0) {
         const bool late = child_now_ms() - c->started_ms > CHILD_DEADLINE_MS;
 
         if (late || (c->fd[0] < 0 && c->fd[1] < 0)) {
             kill(c->pid, SIGKILL);
             waitpid(c->pid, NULL, 0);
             fail_msg("%s before it said \"%s\"; stdout:\n%s\nstderr:\n%s",
-                     late ? "the deadline came" : "it ended", text, OUT(c), ERR(c));
+                     late ? "the deadline came" : "it ended", text ? text : "anything", OUT(c), ERR(c));
         }
         if (!read_output(c))
             usleep(2000);
@@ -199,4 +200,65 @@ void child_expect(const struct child *c, const char *label, int exit_status, con
             "%s: exit status %d, expected %d; stderr should hold \"%s\", stdout \"%s\"\n-- stdout:\n%s\n-- "
             "stderr:\n%s",
             label, c->exit, exit_status, err_part ? err_part : "", out_part ? out_part : "", OUT(c), ERR(c));
+}
+
+/* ---- daemons ---- */
+
+/* Counts them; @param name  counts only those with that --name; NULL: all. @param last  one of them, or NULL
+   */
+static unsigned find_daemons(const char *dir, const char *name, pid_t *last)
+{
+    DIR *proc = opendir("/proc");
+    struct dirent *e;
+    unsigned n = 0;
+    char option[80];
+    size_t n_option = 0;
+
+    assert_non_null(proc);
+    if (name)
+        n_option = (size_t)snprintf(option, sizeof option, "--name%c%s%c", 0, name, 0);
+    while ((e = readdir(proc)) != NULL) {
+        char path[300], text[4096];
+        FILE *f;
+        size_t got;
+
+        snprintf(path, sizeof path, "/proc/%s/cmdline", e->d_name);
+        f = e->d_name[0] >= '0' && e->d_name[0] <= '9' ? fopen(path, "r") : NULL;
+        if (!f)
+            continue;
+        got = fread(text, 1, sizeof text, f); /* nothing for a process that has ended */
+        fclose(f);
+        if (!memmem(text, got, "espalier-", 9) || !memmem(text, got, dir, strlen(dir)) ||
+            (name && !memmem(text, got, option, n_option)))
+            continue;
+        n++;
+        if (last)
+            *last = (pid_t)atoi(e->d_name);
+    }
+    closedir(proc);
+    return n;
+}
+
+unsigned child_n_daemons(const char *dir)
+{
+    return find_daemons(dir, NULL, NULL);
+}
+
+pid_t child_daemon(const char *dir, const char *name)
+{
+    pid_t pid = 0;
+
+    if (find_daemons(dir, name, &pid) != 1)
+        fail_msg("not one daemon called %s", name);
+    return pid;
+}
+
+void child_no_daemons(const char *dir)
+{
+    const long end = child_now_ms() + 10000;
+
+    while (child_n_daemons(dir) > 0 && child_now_ms() < end)
+        usleep(5000);
+    if (child_n_daemons(dir) > 0)
+        fail_msg("%u daemons are left", child_n_daemons(dir));
 }

@@ -47,8 +47,8 @@ struct script {
 /** Runs the script until the child has ended. Fails the test, killing the child, after the deadline. */
 void child_wait(struct child *c, struct script *s);
 
-/** Returns when stdout (stream 0) or stderr (1) holds the text, the child running on. Fails the test when it
- * ends before, or after the deadline. */
+/** Returns when stdout (stream 0) or stderr (1) holds the text (NULL: anything), the child running on. Fails
+ * the test when it ends before, or after the deadline. */
 void child_wait_for(struct child *c, int stream, const char *text);
 
 /** Frees what was kept. */
@@ -61,6 +61,15 @@ void child_run(struct child *c, const char *program, const char *const *args);
  * the text. */
 void child_expect(const struct child *c, const char *label, int exit, const char *err_part,
                   const char *out_part);
+
+/** How many daemons run that were started with this runtime directory. */
+unsigned child_n_daemons(const char *dir);
+
+/** The one of them with that --name; fails the test without. */
+pid_t child_daemon(const char *dir, const char *name);
+
+/** Fails the test unless all of them end soon. */
+void child_no_daemons(const char *dir);
 
 long child_now_ms(void);
 

@@ -1,7 +1,6 @@
 /* The whole way: the command line, its coordinator and workers on Vulkan, against the golden answers. That
  * every number is right is the golden tests' business; here it is that an answer comes out, and how it ends.
  */
-#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -190,38 +189,13 @@ static void test_failures(void **state)
 
 /* ---- Ctrl-C ---- */
 
-/* Processes with our runtime directory among their arguments. */
-static unsigned n_daemons(void)
-{
-    DIR *proc = opendir("/proc");
-    struct dirent *e;
-    unsigned n = 0;
-
-    assert_non_null(proc);
-    while ((e = readdir(proc)) != NULL) {
-        char path[300], text[4096];
-        FILE *f;
-        size_t got;
-
-        snprintf(path, sizeof path, "/proc/%s/cmdline", e->d_name);
-        f = e->d_name[0] >= '0' && e->d_name[0] <= '9' ? fopen(path, "r") : NULL;
-        if (!f)
-            continue;
-        got = fread(text, 1, sizeof text, f);
-        fclose(f);
-        n += memmem(text, got, "espalier-", 9) && memmem(text, got, run_dir, strlen(run_dir));
-    }
-    closedir(proc);
-    return n;
-}
-
 static void interrupt_when_told(struct script *s, struct child *c)
 {
     bool *done = s->self;
 
     if (*done || c->n[0] == 0)
         return;
-    assert_int_equal(n_daemons(), 3);
+    assert_int_equal(child_n_daemons(run_dir), 3);
     *done = true;
     kill(c->pid, SIGINT);
 }
@@ -237,7 +211,7 @@ static void test_interrupt(void **state)
                                  "20000", "caption en", NULL});
     child_wait(&c, &script);
     child_expect(&c, "Ctrl-C", 130, "espalier run: cancelled\n", NULL);
-    assert_int_equal(n_daemons(), 0);
+    assert_int_equal(child_n_daemons(run_dir), 0);
     child_finish(&c);
 }
 
@@ -275,7 +249,7 @@ static void test_up(void **state)
     child_wait(&c, &script);
     child_expect(&c, "up", 0, NULL, NULL);
     assert_true(done);
-    assert_int_equal(n_daemons(), 0);
+    assert_int_equal(child_n_daemons(run_dir), 0);
     unlink(bind + strlen("ipc://"));
     child_finish(&c);
 }

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#define MAX_ARGS 40
+#define MAX_ARGS 80
 
 const struct fixture rig_fixtures[RIG_N_FIXTURES] = {
     {"tiny", 2e-5, 2e-4, 2, 3},
@@ -71,19 +71,26 @@ const char *rig_text(const json_t *one, const char *key)
     return text;
 }
 
-json_t *rig_run(const char *label, const char *const *args)
+json_t *rig_answer(struct child *asker, const char *label)
 {
-    struct child c;
     json_error_t why;
     json_t *o;
 
-    child_run(&c, ESPALIER, args);
-    child_expect(&c, label, 0, NULL, NULL);
-    o = json_loads(OUT(&c), 0, &why);
+    child_wait(asker, NULL);
+    child_expect(asker, label, 0, NULL, NULL);
+    o = json_loads(OUT(asker), 0, &why);
     if (!o)
-        fail_msg("%s: not JSON: %s\n%s", label, why.text, OUT(&c));
-    child_finish(&c);
+        fail_msg("%s: not JSON: %s\n%s", label, why.text, OUT(asker));
+    child_finish(asker);
     return o;
+}
+
+json_t *rig_run(const char *label, const char *const *args)
+{
+    struct child c;
+
+    child_start(&c, ESPALIER, NULL, args);
+    return rig_answer(&c, label);
 }
 
 struct esp_golden *rig_trace(const char *path)
@@ -141,31 +148,45 @@ void rig_up(struct cluster *c, const char *model, unsigned n_workers, const char
     memset(c, 0, sizeof *c);
     snprintf(workers, sizeof workers, "%u", n_workers);
     snprintf(c->model, sizeof c->model, "%s", model);
-    snprintf(c->endpoint, sizeof c->endpoint, "ipc://%s/up", rig_dir);
+    snprintf(c->endpoint, sizeof c->endpoint, "ipc://%s/up%u", rig_dir, n_workers);
     child_start(&c->up, ESPALIER, NULL,
                 (const char *[]){"up", "--model", c->model, "--bind", c->endpoint, "--workers", workers,
                                  option, NULL});
     child_wait_for(&c->up, 0, "ready: ");
 }
 
-json_t *rig_ask(const struct cluster *c, const char *command, struct esp_golden **trace,
-                const char *const *args)
+static void start_asking(struct child *asker, const struct cluster *c, const char *command, const char *trace,
+                         const char *const *args)
 {
     const char *all[MAX_ARGS] = {command, "--json", "--connect", c->endpoint, "--model", c->model};
     size_t n = 6;
-    char path[64];
-    json_t *o;
 
-    snprintf(path, sizeof path, "%s/trace", rig_dir);
     if (trace) {
         all[n++] = "--trace";
-        all[n++] = path;
+        all[n++] = trace;
     }
     for (; *args; args++) {
         assert_true(n < MAX_ARGS - 1);
         all[n++] = *args;
     }
-    o = rig_run(command, all);
+    child_start(asker, ESPALIER, NULL, all);
+}
+
+void rig_ask_start(struct child *asker, const struct cluster *c, const char *command, const char *const *args)
+{
+    start_asking(asker, c, command, NULL, args);
+}
+
+json_t *rig_ask(const struct cluster *c, const char *command, struct esp_golden **trace,
+                const char *const *args)
+{
+    struct child asker;
+    char path[64];
+    json_t *o;
+
+    snprintf(path, sizeof path, "%s/trace", rig_dir);
+    start_asking(&asker, c, command, trace ? path : NULL, args);
+    o = rig_answer(&asker, command);
     if (trace)
         *trace = rig_trace(path);
     return o;

@@ -65,7 +65,7 @@ struct esp_golden *rig_trace(const char *path);
 bool rig_same_trace(const struct fixture *f, const struct esp_golden *one, const struct esp_golden *other,
                     unsigned n_images);
 
-/** A running `espalier up`. */
+/** A running `espalier up`; with different numbers of workers there may be several at a time. */
 struct cluster {
     struct child up;
     char endpoint[64];
@@ -83,6 +83,11 @@ void rig_up(struct cluster *c, const char *model, unsigned n_workers, const char
  */
 json_t *rig_ask(const struct cluster *c, const char *command, struct esp_golden **trace,
                 const char *const *args);
+
+/** The same in two halves, so that several can ask at a time; no trace. */
+void rig_ask_start(struct child *asker, const struct cluster *c, const char *command,
+                   const char *const *args);
+json_t *rig_answer(struct child *asker, const char *label);
 
 /** Nothing is left in it of all requests; ends it by Ctrl-C, which must be a good end. */
 void rig_down(struct cluster *c);

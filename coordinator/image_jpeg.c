@@ -144,7 +144,8 @@ static esp_status read_header(struct jpeg_job *job, size_t n_bytes, struct esp_e
     esp_status st;
 
     jpeg_read_header(jpeg, TRUE);
-    if (jpeg->data_precision != 8) /* libjpeg-turbo 3 reads such headers, and decodes them by other functions */
+    /* libjpeg-turbo 3 reads such headers, and decodes them by other functions. */
+    if (jpeg->data_precision != 8)
         return esp_fail(err, ESP_E_UNSUPPORTED, "JPEG of a kind that we cannot decode: precision %d",
                         jpeg->data_precision);
     st = esp_image_check("JPEG", jpeg->image_width, jpeg->image_height, job->limits, err);

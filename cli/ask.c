@@ -32,6 +32,11 @@ void esp_where_args(struct esp_where *where, struct esp_arg args[ESP_N_CLUSTER_A
          "Use the cluster whose coordinator serves there (tcp://HOST:PORT) instead of starting one on this "
          "machine.",
          &where->connect, 0, 0, false, NULL},
+        {"keys", 0, ESP_ARG_TEXT, "DIR",
+         "With --connect: this client's keys, as 'espalier keygen' makes them (OUT/clients/NAME), for a "
+         "cluster "
+         "that has keys.",
+         &where->keys, 0, 0, false, NULL},
         {"workers", 0, ESP_ARG_U32, "N",
          "Workers to start on this machine, 1 to 64. Default: one for each --device, else 2.",
          &where->workers, 1, ESP_EMBED_MAX_WORKERS, false, &where->workers_given},
@@ -135,6 +140,9 @@ int esp_ask_check(const struct esp_command_help *command, struct esp_ask *ask)
         n_stdin += strcmp(ask->images.at[i], "-") == 0;
     if (n_stdin > 1)
         return esp_args_bad(command, "standard input (-) can be read once only");
+    if (ask->where.keys && !ask->where.connect)
+        return esp_args_bad(command,
+                            "--keys goes with --connect: what is started here talks over private sockets");
     return esp_where_check(command, &ask->where);
 }
 
@@ -343,6 +351,7 @@ void esp_where_embed_options(const struct esp_where *where, unsigned verbose, st
     out->kv_tokens = where->kv_tokens;
     out->memory_mib = where->memory_mib;
     out->final_softcap = where->final_softcap;
+    out->keys = where->keys;
     out->verbose = verbose;
 }
 
@@ -397,7 +406,7 @@ esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp
             endpoint = esp_embed_endpoint(ask->embed);
     }
     if (st == ESP_OK)
-        st = esp_client_create(&ask->client, endpoint, ask->embed, &ask->term, err);
+        st = esp_client_create(&ask->client, endpoint, ask->where.keys, ask->embed, &ask->term, err);
     return st;
 }
 

@@ -12,13 +12,13 @@
 #include "proto/wire.h"
 
 #define ESP_DEFAULT_WORKERS 2 /* so that the cluster's path is what everyone uses */
-#define ESP_N_CLUSTER_ARGS  9
+#define ESP_N_CLUSTER_ARGS  10
 #define ESP_N_INPUT_ARGS    1
 #define ESP_N_OUTPUT_ARGS   3
 
 /** Which cluster: the options, their defaults, what was given. Zero it first. */
 struct esp_where {
-    const char *model, *connect, *split;
+    const char *model, *connect, *split, *keys;
     struct esp_texts devices;
     uint32_t workers, context, kv_tokens, memory_mib;
     bool final_softcap;

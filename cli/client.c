@@ -5,12 +5,15 @@
 
 #include "cli/signals.h"
 
-#define ANSWER_MS 10000 /* a coordinator elsewhere that is asked for its status answers within this */
-#define QUIET_MS  6000  /* silence after which it is asked: it tells something every 2 s */
-#define N_QUIET   2     /* times that it answers and says nothing of the request: then it knows of none */
-#define CANCEL_MS 2000  /* for a cancelled request to end */
+#define ANSWER_MS    10000 /* a coordinator elsewhere that is asked for its status answers within this */
+#define QUIET_MS     6000  /* silence after which it is asked: it tells something every 2 s */
+#define N_QUIET      2     /* times that it answers and says nothing of the request: then it knows of none */
+#define CANCEL_MS    2000  /* for a cancelled request to end */
+#define HANDSHAKE_MS 200   /* between two looks whether our key was refused: no message tells */
 
 struct esp_client {
+    struct esp_keys *keys; /* NULL: none */
+    bool heard;            /* something came: the handshake is behind us */
     struct esp_net *net;
     struct esp_link *link;
     struct esp_embed *embed; /* borrowed; NULL: a cluster elsewhere */
@@ -36,8 +39,8 @@ void esp_reply_finish(struct esp_reply *reply)
     memset(reply, 0, sizeof *reply);
 }
 
-esp_status esp_client_create(struct esp_client **out, const char *endpoint, struct esp_embed *embed,
-                             struct esp_term *term, struct esp_err *err)
+esp_status esp_client_create(struct esp_client **out, const char *endpoint, const char *keys,
+                             struct esp_embed *embed, struct esp_term *term, struct esp_err *err)
 {
     esp_status st = ESP_OK;
     struct esp_link_options options = {.type = ESP_LINK_DIAL, .hwm = 1024}; /* a trace is many messages */
@@ -49,7 +52,14 @@ esp_status esp_client_create(struct esp_client **out, const char *endpoint, stru
     client->embed = embed;
     client->term = term;
     client->endpoint = endpoint;
-    st = esp_net_create(&client->net, err);
+    if (keys)
+        st = esp_keys_open(&client->keys, keys, ESP_MEMBER_CLIENT, err);
+    if (!st)
+        st = esp_net_create(&client->net, err);
+    if (!st && client->keys) {
+        st = esp_net_secure(client->net, client->keys, NULL, err);
+        options.server_key = client->keys->coordinator;
+    }
     if (st)
         goto done;
     st = esp_link_create(&client->link, client->net, &options, err);
@@ -71,6 +81,7 @@ void esp_client_destroy(struct esp_client **client)
         return;
     esp_link_destroy(&(*client)->link);
     esp_net_destroy(&(*client)->net);
+    esp_keys_destroy(&(*client)->keys);
     free(*client);
     *client = NULL;
 }
@@ -88,6 +99,8 @@ static esp_status nap(struct esp_client *client, int64_t until, bool heed_signal
 
     if (left > 60000)
         left = 60000;
+    if (client->keys && !client->heard && (left < 0 || left > HANDSHAKE_MS))
+        left = HANDSHAKE_MS;
     if (until >= 0 && left < 0)
         left = 0;
     waits[n++] = (struct esp_wait){.link = client->link, .fd = -1};
@@ -98,6 +111,9 @@ static esp_status nap(struct esp_client *client, int64_t until, bool heed_signal
     st = esp_link_wait(waits, n, (int)left, err);
     if (st && st != ESP_E_TIMEOUT)
         return st;
+    st = esp_link_check(client->link, err);
+    if (st == ESP_E_CLOSED)
+        return esp_err_prefix(err, "%s: ", client->endpoint);
     esp_signals_drain();
     if (heed_signals && esp_signals_stop())
         return esp_fail(err, ESP_E_CANCELLED, "cancelled");
@@ -123,6 +139,7 @@ static esp_status next(struct esp_client *client, struct esp_msg *msg, int64_t u
 {
     for (;;) {
         esp_status st = esp_link_recv(client->link, NULL, msg, err);
+        client->heard |= st == ESP_OK;
         if (st == ESP_E_PROTO)
             return esp_err_prefix(err, "%s: bad message: ", client->endpoint);
         if (st != ESP_E_TIMEOUT)
@@ -154,6 +171,15 @@ esp_status esp_client_sleep(struct esp_client *client, int ms, struct esp_err *e
     return ESP_OK;
 }
 
+static void no_answer(const struct esp_client *client, struct esp_err *err)
+{
+    if (client->keys && esp_link_check(client->link, err) != ESP_OK)
+        esp_err_prefix(err, "%s: ", client->endpoint);
+    else
+        esp_fail(err, ESP_E_TIMEOUT, "%s: nothing answers there; is a coordinator running?%s",
+                 client->endpoint, client->keys ? "" : " (one that has keys answers only to --keys DIR)");
+}
+
 esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int timeout_ms,
                              struct esp_err *err)
 {
@@ -178,7 +204,7 @@ esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int
     }
     memset(out, 0, sizeof *out);
     if (st == ESP_E_TIMEOUT)
-        esp_fail(err, st, "%s: nothing answers there; is a coordinator running?", client->endpoint);
+        no_answer(client, err);
     return st;
 }
 

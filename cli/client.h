@@ -36,10 +36,11 @@ void esp_reply_finish(struct esp_reply *reply);
 /**
  * @param endpoint  where the coordinator serves; borrowed, as are the next two
  * @param embed     NULL: a cluster elsewhere, whose silence is an error
- * Errors: ESP_E_ARG (endpoint), ESP_E_IO, ESP_E_NOMEM.
+ * @param keys      the client's key directory; NULL: none
+ * Errors: ESP_E_ARG (endpoint), ESP_E_IO, ESP_E_NOMEM; as esp_keys_open.
  */
-esp_status esp_client_create(struct esp_client **out, const char *endpoint, struct esp_embed *embed,
-                             struct esp_term *term, struct esp_err *err);
+esp_status esp_client_create(struct esp_client **out, const char *endpoint, const char *keys,
+                             struct esp_embed *embed, struct esp_term *term, struct esp_err *err);
 void esp_client_destroy(struct esp_client **client);
 
 /**

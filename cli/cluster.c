@@ -41,8 +41,8 @@ static void print_table(const struct esp_msg_status *s)
     }
 }
 
-static esp_status show(const char *endpoint, bool json, uint32_t timeout_s, struct esp_term *term,
-                       struct esp_err *err)
+static esp_status show(const char *endpoint, const char *keys, bool json, uint32_t timeout_s,
+                       struct esp_term *term, struct esp_err *err)
 {
     struct esp_client *client = NULL;
     struct esp_msg status = {0};
@@ -50,7 +50,7 @@ static esp_status show(const char *endpoint, bool json, uint32_t timeout_s, stru
     esp_status st = esp_signals_install(err);
 
     if (st == ESP_OK)
-        st = esp_client_create(&client, endpoint, NULL, term, err);
+        st = esp_client_create(&client, endpoint, keys, NULL, term, err);
     if (st == ESP_OK)
         st = esp_client_status(&status, client, (int)timeout_s * 1000, err);
     if (st == ESP_OK && json) {
@@ -69,12 +69,14 @@ static esp_status show(const char *endpoint, bool json, uint32_t timeout_s, stru
 
 int esp_command_cluster(int argc, char **argv)
 {
-    const char *endpoint = DEFAULT_CONNECT;
+    const char *endpoint = DEFAULT_CONNECT, *keys = NULL;
     bool json = false;
     uint32_t timeout_s = 5;
     struct esp_arg options[] = {
         {"connect", 0, ESP_ARG_TEXT, "ENDPOINT",
          "Where the coordinator serves. Default: " DEFAULT_CONNECT ".", &endpoint, 0, 0, false, NULL},
+        {"keys", 0, ESP_ARG_TEXT, "DIR",
+         "This client's keys ('espalier keygen'), for a cluster that has keys.", &keys, 0, 0, false, NULL},
         {"timeout", 0, ESP_ARG_U32, "SECONDS", "How long to wait for its answer. Default: 5.", &timeout_s, 1,
          3600, false, NULL},
         {"json", 0, ESP_ARG_FLAG, NULL, "One JSON object on standard output.", &json, 0, 0, false, NULL},
@@ -92,5 +94,6 @@ int esp_command_cluster(int argc, char **argv)
         return esp_args_bad(&help, "expected 'status'%s%s", n_rest > 0 ? ", not " : "",
                             n_rest > 0 ? rest[0] : "");
     esp_term_init(&term);
-    return show(endpoint, json, timeout_s, &term, &err) ? esp_ask_failed(&term, "cluster status", &err) : 0;
+    return show(endpoint, keys, json, timeout_s, &term, &err) ? esp_ask_failed(&term, "cluster status", &err)
+                                                              : 0;
 }

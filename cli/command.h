@@ -11,5 +11,6 @@ int esp_command_up(int argc, char **argv);
 int esp_command_cluster(int argc, char **argv);
 int esp_command_tokenize(int argc, char **argv);
 int esp_command_devices(int argc, char **argv);
+int esp_command_keygen(int argc, char **argv);
 
 #endif

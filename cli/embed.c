@@ -18,10 +18,11 @@
 
 #include "cli/signals.h"
 
-#define GRACE_MS     2000
-#define MAX_IPC_PATH 107 /* sun_path, without its NUL */
-#define MAX_ARGS     32
-#define LINE_MAX_    1024
+#define GRACE_MS      2000
+#define MAX_IPC_PATH  107 /* sun_path, without its NUL */
+#define MAX_ARGS      32
+#define MAX_KEYS_PATH 1024
+#define LINE_MAX_     1024
 
 struct child {
     char name[16]; /* "coordinator", "w3" */
@@ -226,9 +227,14 @@ static esp_status start_coordinator(struct esp_embed *embed, const struct esp_em
                                     const char *bind, struct esp_err *err)
 {
     struct argv a = {.n = 1};
+    char keys[MAX_KEYS_PATH];
 
     add(&a, "--model", o->model);
     add(&a, "--bind", bind);
+    if (o->keys) {
+        snprintf(keys, sizeof keys, "%s/coordinator", o->keys);
+        add(&a, "--keys", keys);
+    }
     add_number(&a, "--workers", o->n_workers);
     add_number(&a, "--context", o->context);
     add_number(&a, "--kv-tokens", o->kv_tokens);
@@ -249,7 +255,7 @@ static esp_status start_worker(struct esp_embed *embed, const struct esp_embed_o
                                bool data_ipc, struct esp_err *err)
 {
     struct argv a = {.n = 1};
-    char name[16], data[sizeof "ipc://" + sizeof embed->dir + sizeof name];
+    char name[16], data[sizeof "ipc://" + sizeof embed->dir + sizeof name], keys[MAX_KEYS_PATH];
 
     snprintf(name, sizeof name, "w%u", i);
     snprintf(data, sizeof data, "ipc://%s/%s", embed->dir, name);
@@ -258,6 +264,10 @@ static esp_status start_worker(struct esp_embed *embed, const struct esp_embed_o
     add(&a, "--name", name);
     if (data_ipc)
         add(&a, "--bind", data);
+    if (o->keys) {
+        snprintf(keys, sizeof keys, "%s/workers/%s", o->keys, name);
+        add(&a, "--keys", keys);
+    }
     if (o->devices && o->devices->n > 0)
         add(&a, "--device", o->devices->at[i % o->devices->n]);
     add_number(&a, "--memory", o->memory_mib);
@@ -303,6 +313,10 @@ esp_status esp_embed_start(struct esp_embed **out, const struct esp_embed_option
     *out = NULL;
     if (!embed)
         return esp_fail(err, ESP_E_NOMEM, "embedded cluster: out of memory");
+    if (options->keys && strlen(options->keys) > MAX_KEYS_PATH - 32) {
+        free(embed);
+        return esp_fail(err, ESP_E_ARG, "--keys %s: too long a path", options->keys);
+    }
     embed->term = term;
     for (uint32_t i = 0; i < sizeof embed->child / sizeof embed->child[0]; i++)
         embed->child[i].fd = -1;

@@ -14,6 +14,7 @@ static const struct {
     {"cluster", "what a running cluster is doing", esp_command_cluster},
     {"tokenize", "text to ids and back", esp_command_tokenize},
     {"devices", "Vulkan devices of this machine", esp_command_devices},
+    {"keygen", "keys for a cluster that others can reach", esp_command_keygen},
 };
 
 #define N_COMMANDS (sizeof commands / sizeof commands[0])

@@ -45,7 +45,9 @@ static void tell(struct up *up, const struct esp_msg_status *s)
             esp_term_line(&up->term, "%s: %s on %s%s", s->workers[i].name, s->workers[i].state,
                           s->workers[i].device.name, s->workers[i].stage.software ? " (software)" : "");
         esp_term_clear(&up->term);
-        printf("ready: espalier run --connect %s --image FILE PROMPT\n", esp_embed_endpoint(up->embed));
+        printf("ready: espalier run --connect %s%s%s%s --image FILE PROMPT\n", esp_embed_endpoint(up->embed),
+               up->where.keys ? " --keys " : "", up->where.keys ? up->where.keys : "",
+               up->where.keys ? "/clients/local" : "");
         fflush(stdout);
     } else if (!s->ready && up->ready) {
         esp_term_line(&up->term, "espalier up: not ready: %s", s->why);
@@ -89,6 +91,7 @@ static esp_status watch(struct up *up, struct esp_err *err)
 static esp_status up_and_stay(struct up *up, struct esp_err *err)
 {
     struct esp_embed_options options;
+    char keys[1024];
     esp_status st = esp_where_open_model(&up->where, NULL, err);
 
     if (st == ESP_OK)
@@ -98,9 +101,12 @@ static esp_status up_and_stay(struct up *up, struct esp_err *err)
     esp_where_embed_options(&up->where, up->verbose, &options);
     options.bind = up->bind;
     options.insecure = up->insecure;
+    if (up->where.keys && snprintf(keys, sizeof keys, "%s/clients/local", up->where.keys) >= (int)sizeof keys)
+        return esp_fail(err, ESP_E_ARG, "--keys %s: too long a path", up->where.keys);
     st = esp_embed_start(&up->embed, &options, &up->term, err);
     if (st == ESP_OK)
-        st = esp_client_create(&up->client, esp_embed_endpoint(up->embed), up->embed, &up->term, err);
+        st = esp_client_create(&up->client, esp_embed_endpoint(up->embed), up->where.keys ? keys : NULL,
+                               up->embed, &up->term, err);
     while (st == ESP_OK)
         st = watch(up, err);
     return st;
@@ -132,16 +138,23 @@ int esp_command_up(int argc, char **argv)
             where[groups[1].n++] = where[i];
         if (strcmp(where[i].name, "context") == 0)
             where[groups[1].n - 1].help = "Longest sequence, image tokens included.";
+        if (strcmp(where[i].name, "keys") == 0)
+            where[groups[1].n - 1].help =
+                "What 'espalier keygen --out DIR' made, whole: encrypts every link and lets in "
+                "only those it names. The workers here use DIR/workers/w0, w1, ..., this "
+                "command itself DIR/clients/local.";
     }
     r = esp_args_parse(&help, groups, argc, argv, &rest, &n_rest);
     if (r == ESP_ARGS_GO_ON && n_rest > 0)
         r = esp_args_bad(&help, "'%s': no such argument", rest[0]);
     if (r == ESP_ARGS_GO_ON)
         r = esp_where_check(&help, &up.where);
-    if (r == ESP_ARGS_GO_ON && !esp_endpoint_is_local(up.bind) && !up.insecure)
-        r = esp_args_bad(&help,
-                         "--bind %s can be reached from elsewhere, without keys: add --insecure to allow it",
-                         up.bind);
+    if (r == ESP_ARGS_GO_ON && !esp_endpoint_is_local(up.bind) && !up.insecure && !up.where.keys)
+        r = esp_args_bad(
+            &help,
+            "--bind %s can be reached from elsewhere, without keys: make some ('espalier keygen') and give "
+            "--keys DIR, or add --insecure to allow it",
+            up.bind);
     if (r == ESP_ARGS_GO_ON) {
         esp_term_init(&up.term);
         r = 0;

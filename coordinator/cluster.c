@@ -43,8 +43,13 @@ void esp_cluster_place(struct esp_msg *msg, const struct esp_cluster *cluster,
     msg->place.next_enc = next_enc ? next_enc->endpoint : "";
     msg->place.next_dec = next_dec ? next_dec->endpoint : "";
     msg->place.features_to = "";
-    if (worker->place.projector && cluster->n_dec > 0 && cluster->dec[0] != worker)
+    msg->place.next_enc_key = next_enc ? next_enc->key : "";
+    msg->place.next_dec_key = next_dec ? next_dec->key : "";
+    msg->place.features_to_key = "";
+    if (worker->place.projector && cluster->n_dec > 0 && cluster->dec[0] != worker) {
         msg->place.features_to = cluster->dec[0]->endpoint;
+        msg->place.features_to_key = cluster->dec[0]->key;
+    }
 }
 
 esp_status esp_cluster_ready(struct esp_cluster *cluster, struct esp_worker *worker,

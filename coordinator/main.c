@@ -28,6 +28,9 @@ static const char usage[] =
     "  --max-images N     pictures whose features are kept (as many as fill the KV cache; 4 to 64)\n"
     "  --split V/T,...    encoder and decoder layers of each worker, by hand, in the order of names\n"
     "  --final-softcap    apply the final soft-cap of a PaliGemma 2 model to its logits\n"
+    "  --keys DIR         the coordinator's keys, as 'espalier keygen' makes them (OUT/coordinator): every "
+    "link is\n"
+    "                     encrypted, and only workers and clients in the allow lists get in\n"
     "  --insecure         allow an endpoint that other machines reach, without keys\n"
     "  --die-with-parent  end when the parent process does\n"
     "  --log-level LEVEL  error, warn, info (default), debug or trace\n"
@@ -71,6 +74,7 @@ enum {
     OPT_SPLIT,
     OPT_SOFTCAP,
     OPT_INSECURE,
+    OPT_KEYS,
     OPT_DIE,
     OPT_LEVEL,
     OPT_HELP,
@@ -88,6 +92,7 @@ static const struct option longs[] = {{"model", required_argument, NULL, OPT_MOD
                                       {"split", required_argument, NULL, OPT_SPLIT},
                                       {"final-softcap", no_argument, NULL, OPT_SOFTCAP},
                                       {"insecure", no_argument, NULL, OPT_INSECURE},
+                                      {"keys", required_argument, NULL, OPT_KEYS},
                                       {"die-with-parent", no_argument, NULL, OPT_DIE},
                                       {"log-level", required_argument, NULL, OPT_LEVEL},
                                       {"help", no_argument, NULL, OPT_HELP},
@@ -135,6 +140,9 @@ static int parse(struct options *o, int argc, char **argv)
             break;
         case OPT_SOFTCAP:
             o->server.final_softcap = true;
+            break;
+        case OPT_KEYS:
+            o->server.keys = optarg;
             break;
         case OPT_INSECURE:
             o->server.insecure = true;

@@ -74,11 +74,26 @@ static void hex8(char out[17], const uint8_t *bytes)
         snprintf(out + 2 * i, 3, "%02x", bytes[i]);
 }
 
+/* Others will expect at its data socket the key that it has proven here, and no other. */
+static esp_status key_check(const struct esp_peer *peer, const struct esp_msg_hello *hello,
+                            struct esp_err *err)
+{
+    char proven[ESP_KEY_TEXT + 1] = "";
+
+    if (peer->member != ESP_MEMBER_NONE)
+        esp_key_format(proven, peer->key);
+    if (strcmp(hello->key ? hello->key : "", proven) != 0)
+        return esp_fail(err, ESP_E_PROTO,
+                        "hello: %s names another key for its data socket than it connects with", hello->name);
+    return ESP_OK;
+}
+
 static esp_status hello_check(const struct esp_roster *r, const struct esp_peer *peer,
                               const struct esp_msg_hello *hello, struct esp_err *err)
 {
     const struct esp_msg_device *d = &hello->device;
     const struct esp_worker *same;
+    esp_status st;
 
     if (!hello->name || !hello->name[0] || strlen(hello->name) > ESP_MAX_NAME)
         return esp_fail(err, ESP_E_PROTO, "hello: a worker needs a name of 1 to %d bytes", ESP_MAX_NAME);
@@ -99,6 +114,9 @@ static esp_status hello_check(const struct esp_roster *r, const struct esp_peer 
     }
     if (!hello->endpoint || !hello->endpoint[0] || strlen(hello->endpoint) > ESP_MAX_ENDPOINT)
         return esp_fail(err, ESP_E_PROTO, "hello: %s names no data endpoint", hello->name);
+    st = key_check(peer, hello, err);
+    if (st)
+        return st;
     if (d->memory_bytes == 0 || !isfinite(d->bandwidth) || d->bandwidth <= 0 || !isfinite(d->matmul_rate) ||
         d->matmul_rate <= 0)
         return esp_fail(err, ESP_E_PROTO,
@@ -129,6 +147,7 @@ esp_status esp_roster_join(struct esp_worker **out, struct esp_roster *roster, c
     w->peer = *peer;
     keep(w->name, sizeof w->name, hello->name);
     keep(w->endpoint, sizeof w->endpoint, hello->endpoint);
+    keep(w->key, sizeof w->key, hello->key);
     keep(w->software, sizeof w->software, hello->software);
     keep(w->device_name, sizeof w->device_name, hello->device.name);
     keep(w->device_driver, sizeof w->device_driver, hello->device.driver);

@@ -29,6 +29,7 @@ struct esp_worker {
     struct esp_peer peer;
     char name[ESP_MAX_NAME + 1];
     char endpoint[ESP_MAX_ENDPOINT + 1]; /* of its data socket */
+    char key[ESP_KEY_TEXT + 1];          /* of its data socket; "" without keys */
     char software[64];
     char device_name[ESP_DEVICE_TEXT_MAX], device_driver[ESP_DEVICE_TEXT_MAX], device_variant[64];
     struct esp_msg_device device; /* its strings are the three above */

@@ -52,6 +52,10 @@ static esp_status open_link(struct esp_server *sv, struct esp_err *err)
     const struct esp_link_options options = {.type = ESP_LINK_SERVE, .hwm = HWM, .linger_ms = LINGER_MS};
     esp_status st = esp_net_create(&sv->net, err);
 
+    if (!st && sv->opt.keys)
+        st = esp_keys_open(&sv->keys, sv->opt.keys, ESP_MEMBER_COORDINATOR, err);
+    if (!st && sv->keys)
+        st = esp_net_secure(sv->net, sv->keys, sv->log, err);
     if (!st)
         st = esp_link_create(&sv->link, sv->net, &options, err);
     if (!st)
@@ -122,6 +126,7 @@ void esp_server_destroy(struct esp_server **server)
     esp_roster_destroy(&sv->roster);
     esp_link_destroy(&sv->link);
     esp_net_destroy(&sv->net);
+    esp_keys_destroy(&sv->keys);
     esp_tokenizer_destroy(&sv->token);
     esp_checkpoint_destroy(&sv->ck);
     free(sv);
@@ -192,10 +197,23 @@ static void refuse(struct esp_server *sv, const struct esp_peer *from, struct es
         esp_server_drop_worker(sv, worker, ESP_E_PROTO, text, true);
         return;
     }
-    esp_log(sv->log, ESP_LOG_WARN, "peer=%s bad_message why=\"%s\" action=drop",
-            esp_peer_text(from, name, sizeof name), text);
+    esp_log(sv->log, ESP_LOG_WARN, "peer=%s%s%s%s%s bad_message why=\"%s\" action=drop",
+            esp_peer_text(from, name, sizeof name), from->member ? " " : "",
+            from->member ? esp_member_name(from->member) : "", from->member ? "=" : "", from->user, text);
     esp_server_tell_error(sv, from, 0, ESP_E_PROTO, text);
     esp_server_drop_client(sv, from);
+}
+
+/* Whether a peer's key is of the kind that may say this; true for everybody where there are no keys. */
+static bool may_say(const struct esp_peer *from, enum esp_msg_kind kind, char *text, size_t n_text)
+{
+    if (from->member == ESP_MEMBER_NONE || (from->member == ESP_MEMBER_WORKER && !is_client_kind(kind)) ||
+        (from->member == ESP_MEMBER_CLIENT && !is_worker_kind(kind)))
+        return true;
+    snprintf(text, n_text, "a %s takes a %s's key, and %s's is a %s's", esp_msg_name(kind),
+             from->member == ESP_MEMBER_WORKER ? "client" : "worker", from->user,
+             esp_member_name(from->member));
+    return false;
 }
 
 static void take_messages(struct esp_server *sv)
@@ -205,6 +223,7 @@ static void take_messages(struct esp_server *sv)
         struct esp_msg msg = {0};
         struct esp_err err = {0};
         struct esp_worker *worker;
+        char text[192];
         esp_status st = esp_link_recv(sv->link, &from, &msg, &err);
 
         if (st == ESP_E_TIMEOUT)
@@ -214,6 +233,8 @@ static void take_messages(struct esp_server *sv)
             refuse(sv, &from, worker, err.text);
         } else if (st) {
             esp_log(sv->log, ESP_LOG_ERROR, "receive_failed why=\"%s\"", err.text);
+        } else if (!may_say(&from, msg.kind, text, sizeof text)) {
+            refuse(sv, &from, worker, text);
         } else if (is_client_kind(msg.kind) && !worker) {
             esp_server_from_client(sv, &from, &msg);
         } else if (is_worker_kind(msg.kind)) {
@@ -221,7 +242,6 @@ static void take_messages(struct esp_server *sv)
                 worker->last_heard = esp_server_now();
             esp_server_from_worker(sv, &from, worker, &msg);
         } else {
-            char text[96];
             snprintf(text, sizeof text, "a %s is nothing to send to a coordinator%s", esp_msg_name(msg.kind),
                      worker ? " as a worker" : "");
             refuse(sv, &from, worker, text);

@@ -27,6 +27,7 @@ struct esp_server_options {
     struct esp_sizing sizing;
     const char *split; /* "V/T,V/T,...", or NULL */
     bool final_softcap, insecure;
+    const char *keys;                  /* the coordinator's key directory; NULL: none */
     uint32_t heartbeat_ms, timeout_ms; /* 0: 500 and 10000 */
 };
 

@@ -35,6 +35,7 @@ struct esp_server {
     const struct esp_config *config; /* ck's */
     struct esp_tokenizer *token;
     struct esp_prepare *prepare;
+    struct esp_keys *keys; /* NULL: none */
     struct esp_net *net;
     struct esp_link *link;
     struct esp_roster *roster;

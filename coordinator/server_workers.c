@@ -144,8 +144,9 @@ static void admit_worker(struct esp_server *sv, const struct esp_peer *from,
         return;
     }
     esp_log(sv->log, ESP_LOG_INFO,
-            "worker=%s joined device=\"%s\" driver=\"%s\" memory_mib=%" PRIu64 " endpoint=%s", w->name,
-            w->device_name, w->device_driver, w->device.memory_bytes >> 20, w->endpoint);
+            "worker=%s joined device=\"%s\" driver=\"%s\" memory_mib=%" PRIu64 " endpoint=%s%s%s", w->name,
+            w->device_name, w->device_driver, w->device.memory_bytes >> 20, w->endpoint,
+            from->user[0] ? " key=" : "", from->user);
     msg.welcome =
         (struct esp_msg_welcome){.heartbeat_ms = sv->opt.heartbeat_ms, .timeout_ms = sv->opt.timeout_ms};
     esp_server_tell_worker(sv, w, &msg);

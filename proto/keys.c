@@ -386,7 +386,7 @@ esp_status esp_keys_open(struct esp_keys **out, const char *dir, enum esp_member
     *out = NULL;
     if (!keys)
         return esp_fail(err, ESP_E_NOMEM, "keys");
-    keys->role = role;
+    keys->member = role;
     if (snprintf(keys->dir, sizeof keys->dir, "%s", dir) >= (int)sizeof keys->dir) {
         st = esp_fail(err, ESP_E_ARG, "--keys %s: too long a path", dir);
         goto done;

@@ -113,7 +113,7 @@ esp_status esp_key_file_write(const char *path, const struct esp_key_list *list,
 /* ---- a role's directory ---- */
 
 struct esp_keys {
-    enum esp_member role;
+    enum esp_member member;
     char dir[1024];
     char name[ESP_MAX_NAME + 1]; /* as the key is called */
     uint8_t secret[ESP_KEY_BYTES], public_key[ESP_KEY_BYTES];

@@ -11,7 +11,8 @@
  * it, a worker that lost its connection in a way we did not see (power, cable) would be locked out until our
  * heartbeats notice. The price: whoever can connect can also pose as a peer whose id it knows and receive
  * what is meant for it. Without handover it could do the same by coming first, so a routing id proves nothing
- * in either case; keys do.
+ * in either case; keys do: with them a peer is its routing id and its key together (esp_peer_equal), and our own links
+ * choose ids that others cannot guess.
  */
 #include "proto/link.h"
 
@@ -21,7 +22,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sodium.h>
 #include <zmq.h>
+
+#include "proto/auth.h"
 
 /* Half-open connections are ended by TCP's own probes and retransmission limits. Not by ZMQ_HEARTBEAT_IVL:
  * libzmq 4.3.4 aborts the process when a ping falls due on a connection whose peer left while its messages
@@ -36,11 +40,15 @@
 
 struct esp_net {
     void *zmq;
+    const struct esp_keys *keys; /* NULL: none */
+    struct esp_auth *auth;       /* with keys */
 };
 
 struct esp_link {
     void *socket;
     enum esp_link_type type;
+    bool secure;             /* CURVE */
+    struct esp_watch *watch; /* with keys */
 };
 
 static esp_status zmq_fail(struct esp_err *err, esp_status code, const char *what)
@@ -64,10 +72,24 @@ esp_status esp_net_create(struct esp_net **out, struct esp_err *err)
     return ESP_OK;
 }
 
+esp_status esp_net_secure(struct esp_net *net, const struct esp_keys *keys, const struct esp_log *log,
+                          struct esp_err *err)
+{
+    esp_status st;
+
+    if (!zmq_has("curve"))
+        return esp_fail(err, ESP_E_UNSUPPORTED, "this libzmq was built without CURVE");
+    st = esp_auth_create(&net->auth, net->zmq, keys, log, err);
+    if (!st)
+        net->keys = keys;
+    return st;
+}
+
 void esp_net_destroy(struct esp_net **net)
 {
     if (!*net)
         return;
+    esp_auth_destroy(&(*net)->auth);
     while (zmq_ctx_term((*net)->zmq) != 0 && zmq_errno() == EINTR)
         ; /* a signal; its links are closed, so this ends */
     free(*net);
@@ -76,7 +98,8 @@ void esp_net_destroy(struct esp_net **net)
 
 bool esp_peer_equal(const struct esp_peer *a, const struct esp_peer *b)
 {
-    return a->n == b->n && memcmp(a->id, b->id, a->n) == 0;
+    return a->n == b->n && memcmp(a->id, b->id, a->n) == 0 && a->member == b->member &&
+           memcmp(a->key, b->key, sizeof a->key) == 0;
 }
 
 const char *esp_peer_text(const struct esp_peer *peer, char *out, size_t n_out)
@@ -146,6 +169,37 @@ static esp_status set_options(struct esp_link *link, const struct esp_link_optio
     return st;
 }
 
+/* CURVE with the net's keys. */
+static esp_status set_keys(struct esp_link *link, const struct esp_net *net,
+                           const struct esp_link_options *options, struct esp_err *err)
+{
+    static const char domain[] = "espalier"; /* of no meaning to us; libzmq wants one */
+    const bool serve = link->type == ESP_LINK_SERVE;
+    const int yes = 1;
+    uint8_t random[12];
+    char id[3 + 2 * sizeof random] = "c/";
+
+    if (!serve && !options->server_key)
+        return esp_fail(err, ESP_E_ARG, "link: a net with keys dials only whose key it knows");
+    if (zmq_setsockopt(link->socket, ZMQ_CURVE_SECRETKEY, net->keys->secret, ESP_KEY_BYTES) != 0 ||
+        (serve
+             ? zmq_setsockopt(link->socket, ZMQ_CURVE_SERVER, &yes, sizeof yes) != 0 ||
+                   zmq_setsockopt(link->socket, ZMQ_ZAP_DOMAIN, domain, sizeof domain - 1) != 0
+             : zmq_setsockopt(link->socket, ZMQ_CURVE_PUBLICKEY, net->keys->public_key, ESP_KEY_BYTES) != 0 ||
+                   zmq_setsockopt(link->socket, ZMQ_CURVE_SERVERKEY, options->server_key, ESP_KEY_BYTES) !=
+                       0))
+        return zmq_fail(err, ESP_E_INTERNAL, "CURVE keys");
+    if (!serve && !options->identity) {
+        randombytes_buf(random, sizeof random);
+        for (size_t i = 0; i < sizeof random; i++)
+            snprintf(id + 2 + 2 * i, 3, "%02x", random[i]);
+        if (zmq_setsockopt(link->socket, ZMQ_ROUTING_ID, id, strlen(id)) != 0)
+            return zmq_fail(err, ESP_E_INTERNAL, "ZMQ_ROUTING_ID");
+    }
+    link->secure = true;
+    return esp_auth_watch(&link->watch, net->auth, link->socket, serve, err);
+}
+
 esp_status esp_link_create(struct esp_link **out, struct esp_net *net, const struct esp_link_options *options,
                            struct esp_err *err)
 {
@@ -168,6 +222,8 @@ esp_status esp_link_create(struct esp_link **out, struct esp_net *net, const str
         goto done;
     }
     st = set_options(link, options, err);
+    if (!st && net->keys)
+        st = set_keys(link, net, options, err);
     if (st)
         goto done;
     *out = link;
@@ -181,6 +237,7 @@ void esp_link_destroy(struct esp_link **link)
 {
     if (!*link)
         return;
+    esp_auth_unwatch(&(*link)->watch, (*link)->socket);
     if ((*link)->socket)
         zmq_close((*link)->socket); /* fails only on what is no socket */
     free(*link);
@@ -279,10 +336,11 @@ esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insec
     size_t n = ESP_MAX_ENDPOINT + 1;
     esp_status st;
 
-    if (!insecure && !esp_endpoint_is_local(endpoint))
+    if (!insecure && !link->secure && !esp_endpoint_is_local(endpoint))
         return esp_fail(
             err, ESP_E_ARG,
-            "bind %s: not an endpoint of this machine alone; without keys anyone who reaches it may use it",
+            "bind %s: not an endpoint of this machine alone; without keys anyone who reaches it may use it: "
+            "give --keys DIR ('espalier keygen' makes them) or, all the same, --insecure",
             endpoint);
     st = prepare(link, "bind", endpoint, err);
     if (st)
@@ -301,6 +359,11 @@ esp_status esp_link_connect(struct esp_link *link, const char *endpoint, struct 
     if (!st && zmq_connect(link->socket, endpoint) != 0)
         st = endpoint_fail(err, "connect", endpoint);
     return st;
+}
+
+esp_status esp_link_check(const struct esp_link *link, struct esp_err *err)
+{
+    return esp_watch_check(link->watch, err);
 }
 
 /* ---- sending ---- */
@@ -496,6 +559,12 @@ static esp_status recv_peer(struct esp_link *link, struct esp_peer *from, zmq_ms
         *from = peer;
     if (!zmq_msg_more(part) || !recv_part(link, part))
         return esp_fail(err, ESP_E_PROTO, "message without frames");
+    if (link->secure && !esp_user_parse(&peer.member, peer.user, peer.key, zmq_msg_gets(part, "User-Id"))) {
+        drain(link, part); /* cannot be: nobody comes in without */
+        return esp_fail(err, ESP_E_INTERNAL, "a message that nobody is known to have sent");
+    }
+    if (from)
+        *from = peer;
     return ESP_OK;
 }
 

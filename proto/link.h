@@ -8,7 +8,10 @@
  * A routing id proves nothing: any peer that can connect may claim any, and takes over from a living one that has it (so
  * that a worker can come back before its old connection is known to be dead). What a peer may do follows from what it
  * said hello with, and who can connect from the endpoint: this machine only, unless keys are used.
- * CURVE and key files will live here too.
+ *
+ * A net with keys (esp_net_secure) has none that are not CURVE: both sides prove their keys, everything is
+ * encrypted, a serving link lets in whom its allow lists name, and each message comes with its sender's proven place
+ * and key (struct esp_peer). Two peers with the same routing id and different keys are different peers.
  */
 #ifndef ESP_PROTO_LINK_H
 #define ESP_PROTO_LINK_H
@@ -17,6 +20,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "proto/keys.h"
+#include "proto/log.h"
 #include "proto/status.h"
 #include "proto/wire.h"
 
@@ -26,6 +31,14 @@ struct esp_link; /* a socket */
 esp_status esp_net_create(struct esp_net **out, struct esp_err *err);
 void esp_net_destroy(struct esp_net **net); /* after its links; waits for what they linger */
 
+/**
+ * Gives the net keys, before it has any link.
+ * @param keys  borrowed for the net's life, as is log (NULL is silent): refused connections are told there
+ * Errors: ESP_E_IO, ESP_E_NOMEM, ESP_E_UNSUPPORTED (a libzmq without CURVE).
+ */
+esp_status esp_net_secure(struct esp_net *net, const struct esp_keys *keys, const struct esp_log *log,
+                          struct esp_err *err);
+
 enum esp_link_type {
     ESP_LINK_SERVE, /* ROUTER: many peers, each named by an esp_peer; what cannot be delivered is an error, not lost */
     ESP_LINK_DIAL /* DEALER: one peer; reconnects by itself for ever */
@@ -33,18 +46,25 @@ enum esp_link_type {
 
 struct esp_link_options {
     enum esp_link_type type;
-    const char *identity; /* DIAL: our routing id, 1 .. 255 bytes; NULL: the peer invents one a connection */
-    size_t max_frame;     /* bytes of any frame received; 0: ESP_MAX_FRAME */
-    int hwm;              /* messages queued a peer, each way; 0: 64 */
-    int linger_ms;        /* how long destroy lets queued messages leave; 0: none */
+    const char
+        *identity; /* DIAL: our routing id, 1 .. 255 bytes; NULL: the peer invents one a connection or, with
+                             keys, we do, one that nobody can guess */
+    size_t max_frame;          /* bytes of any frame received; 0: ESP_MAX_FRAME */
+    int hwm;                   /* messages queued a peer, each way; 0: 64 */
+    int linger_ms;             /* how long destroy lets queued messages leave; 0: none */
+    const uint8_t *server_key; /* DIAL with keys: the other side's public key, borrowed for the call */
 };
 
-/** Routing id of a peer of a SERVE link. */
+/** A peer of a SERVE link: its routing id and, in a net with keys, who it has proven to be. */
 struct esp_peer {
     uint8_t n;
     uint8_t id[255];
+    enum esp_member member;      /* ESP_MEMBER_NONE without keys */
+    uint8_t key[ESP_KEY_BYTES];  /* its public key; zeros without keys */
+    char user[ESP_MAX_NAME + 1]; /* what our allow list calls that key; "" without keys */
 };
 
+/** The same routing id, and the same key. */
 bool esp_peer_equal(const struct esp_peer *a, const struct esp_peer *b);
 /** Printable form for log lines: its text if printable, else hex, cut to fit. out holds at least 64 bytes. */
 const char *esp_peer_text(const struct esp_peer *peer, char *out, size_t n_out);
@@ -59,7 +79,8 @@ bool esp_endpoint_is_local(const char *endpoint);
 /**
  * Binds. A tcp port of * or 0 is chosen by the system; `bound` (ESP_MAX_ENDPOINT + 1 bytes, may be NULL) gets the real endpoint.
  * The file of an ipc:// endpoint stays behind; binding takes over a file that is there.
- * An endpoint that is not local is refused with ESP_E_ARG unless `insecure`: without keys anyone who reaches the port may use it.
+ * An endpoint that is not local is refused with ESP_E_ARG unless the net has keys or `insecure`: without keys anyone who
+ * reaches the port may use it.
  */
 esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insecure, char *bound,
                          struct esp_err *err);
@@ -70,6 +91,12 @@ esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insec
  * Errors: ESP_E_ARG (no such form of endpoint), ESP_E_IO.
  */
 esp_status esp_link_connect(struct esp_link *link, const char *endpoint, struct esp_err *err);
+
+/**
+ * What the last handshake of a DIAL link with keys came to; ESP_OK if it went well, there was none, or the net has no
+ * keys. ESP_E_CLOSED: refused for good, and this link will not try again. ESP_E_TIMEOUT: broken off; it goes on trying.
+ */
+esp_status esp_link_check(const struct esp_link *link, struct esp_err *err);
 
 /**
  * Sends a message with its blobs; never blocks. `to` is required for SERVE and NULL for DIAL.

@@ -86,6 +86,7 @@ struct esp_msg_hello {
     const char *endpoint;
     uint8_t fingerprint[32];
     const char *software;
+    const char *key; /* of the data socket, in Z85; "" without keys */
 };
 
 struct esp_msg_welcome {
@@ -115,6 +116,7 @@ struct esp_msg_place {
     const char *next_enc, *features_to, *next_dec;
     uint32_t max_rows, kv_tokens, max_seqs, max_images;
     bool final_softcap;
+    const char *next_enc_key, *features_to_key, *next_dec_key; /* Z85; "" without keys */
 };
 
 struct esp_msg_loading {

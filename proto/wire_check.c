@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "proto/keys.h"
+
 static esp_status bad(struct esp_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 static esp_status bad(struct esp_err *err, const char *fmt, ...)
@@ -110,6 +112,10 @@ static esp_status check_string(const char *s, const struct esp_wire_field *f, bo
             if (!is_name_char(s[i]))
                 return bad(err, "byte 0x%02x, takes letters, digits, '.', '_' and '-'", (unsigned char)s[i]);
         }
+    } else if (f->rule == ESP_RULE_KEY) {
+        uint8_t key[ESP_KEY_BYTES];
+        if (n > 0 && !esp_key_parse(key, s, n))
+            return bad(err, "not a key, which is %d characters of Z85", ESP_KEY_TEXT);
     } else if (f->rule == ESP_RULE_ENDPOINT) {
         bool known = n == 0;
         for (size_t i = 0; i < sizeof transports / sizeof transports[0]; i++)
@@ -331,6 +337,10 @@ esp_status esp_check_place(const struct esp_msg *msg, struct esp_err *err)
     if (is_set(m->next_dec) != (dec && !m->head))
         return bad(err, "next_dec: \"%s\" with decoder layers [%u,%u) and head %d",
                    is_set(m->next_dec) ? m->next_dec : "", m->dec_lo, m->dec_hi, m->head);
+    if ((is_set(m->next_enc_key) && !is_set(m->next_enc)) ||
+        (is_set(m->features_to_key) && !is_set(m->features_to)) ||
+        (is_set(m->next_dec_key) && !is_set(m->next_dec)))
+        return bad(err, "a key of a stage that is not named");
     if (dec && (m->max_rows == 0 || m->kv_tokens == 0 || m->max_seqs == 0))
         return bad(err, "decoder layers with max_rows %u, kv_tokens %u, max_seqs %u", m->max_rows,
                    m->kv_tokens, m->max_seqs);

@@ -3,6 +3,7 @@
 #include <stddef.h>
 
 #include "proto/espalier.pb-c.h"
+#include "proto/keys.h"
 
 /*
  * A row is made by a macro named for its type. Its first argument names both structures (the HELLO, STEP, ...
@@ -92,6 +93,7 @@ static const struct esp_wire_field hello_fields[] = {
      .c = offsetof(struct esp_msg_hello, fingerprint),
      .p = offsetof(Espalier__Hello, fingerprint)},
     STR(HELLO, software, LINE, 0, LABEL_MAX),
+    STR(HELLO, key, KEY, 0, ESP_KEY_TEXT),
 };
 TABLE(hello, HELLO, hello);
 
@@ -148,6 +150,9 @@ static const struct esp_wire_field place_fields[] = {
     U32(PLACE, max_seqs, 0, UINT32_MAX),
     U32(PLACE, max_images, 0, UINT32_MAX),
     BOOL(PLACE, final_softcap),
+    STR(PLACE, next_enc_key, KEY, 0, ESP_KEY_TEXT),
+    STR(PLACE, features_to_key, KEY, 0, ESP_KEY_TEXT),
+    STR(PLACE, next_dec_key, KEY, 0, ESP_KEY_TEXT),
 };
 TABLE(place, PLACE, place);
 

@@ -38,6 +38,7 @@ enum esp_wire_rule {
     ESP_RULE_LINE,     /* the same without control characters; made so when sent: causes hold others' words */
     ESP_RULE_NAME,     /* [A-Za-z0-9._-] */
     ESP_RULE_ENDPOINT, /* printable ASCII that starts with a transport */
+    ESP_RULE_KEY,      /* "" or a key in Z85 */
     ESP_RULE_FINITE,
     ESP_RULE_NOT_NEGATIVE, /* and finite */
     ESP_RULE_POSITIVE      /* and finite */

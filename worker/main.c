@@ -40,6 +40,11 @@ static const char help[] =
     "  --memory MIB         device memory to fill at most; default: what the driver offers\n"
     "  --profile            measure every kernel on the device; log where the time went when the layers are "
     "unloaded\n"
+    "  --keys DIR           this worker's keys, as 'espalier keygen' makes them (OUT/workers/NAME): every "
+    "link is "
+    "encrypted,\n"
+    "                       and only the cluster's workers reach this one; NAME becomes the default of "
+    "--name\n"
     "  --insecure           bind an address that other machines reach, though there are no keys: whoever "
     "reaches it\n"
     "                       can use it\n"
@@ -53,7 +58,7 @@ static const char help[] =
     "usage.\n";
 
 struct args {
-    const char *model, *connect, *name, *bind, *device;
+    const char *model, *connect, *name, *bind, *device, *keys;
     uint64_t memory_bytes;
     bool insecure, die_with_parent, list, json, profile;
     enum esp_log_level level;
@@ -102,6 +107,7 @@ static int parse(struct args *a, int argc, char **argv)
         MEMORY,
         PROFILE,
         INSECURE,
+        KEYS,
         DIE,
         LEVEL,
         LIST,
@@ -118,6 +124,7 @@ static int parse(struct args *a, int argc, char **argv)
         {"memory", required_argument, NULL, MEMORY},
         {"profile", no_argument, NULL, PROFILE},
         {"insecure", no_argument, NULL, INSECURE},
+        {"keys", required_argument, NULL, KEYS},
         {"die-with-parent", no_argument, NULL, DIE},
         {"log-level", required_argument, NULL, LEVEL},
         {"list-devices", no_argument, NULL, LIST},
@@ -159,6 +166,9 @@ static int parse(struct args *a, int argc, char **argv)
             break;
         case PROFILE:
             a->profile = true;
+            break;
+        case KEYS:
+            a->keys = optarg;
             break;
         case INSECURE:
             a->insecure = true;
@@ -261,8 +271,8 @@ static int stop_descriptor(void)
     return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-static esp_status work(const struct args *a, const struct esp_log *log, const char *name, bool *still_busy,
-                       struct esp_err *err)
+static esp_status work(const struct args *a, const struct esp_keys *keys, const struct esp_log *log,
+                       const char *name, bool *still_busy, struct esp_err *err)
 {
     const struct esp_vk_options vk_options = {
         .memory_limit_bytes = a->memory_bytes, .profile = a->profile, .force_class = -1};
@@ -270,6 +280,7 @@ static esp_status work(const struct args *a, const struct esp_log *log, const ch
     struct esp_worker_options o = {.name = name,
                                    .connect = a->connect,
                                    .insecure = a->insecure,
+                                   .keys = keys,
                                    .stop_timeout_ms = STOP_TIMEOUT_MS,
                                    .stop_fd = -1,
                                    .log = log};
@@ -335,6 +346,7 @@ done:
 int main(int argc, char **argv)
 {
     pid_t parent = getppid();
+    struct esp_keys *keys = NULL;
     struct args a;
     struct esp_log log;
     struct esp_err err = {0};
@@ -359,16 +371,24 @@ int main(int argc, char **argv)
         if (getppid() != parent) /* it went before the request stood */
             return 1;
     }
-    if (a.name)
-        snprintf(name, sizeof name, "%s", a.name);
+    if (a.keys) {
+        st = esp_keys_open(&keys, a.keys, ESP_MEMBER_WORKER, &err);
+        if (st) {
+            fprintf(stderr, "espalier-worker: %s\n", err.text);
+            return 1;
+        }
+    }
+    if (a.name || keys)
+        snprintf(name, sizeof name, "%s", a.name ? a.name : keys->name);
     else
         default_name(name);
     esp_log_init(&log, name);
     log.level = a.level;
-    st = work(&a, &log, name, &still_busy, &err);
+    st = work(&a, keys, &log, name, &still_busy, &err);
     if (st)
         fprintf(stderr, "espalier-worker: %s: %s\n", name, err.text);
     if (still_busy)
         _exit(st ? 1 : 0); /* exit would take away what that thread is using */
+    esp_keys_destroy(&keys);
     return st ? 1 : 0;
 }

@@ -20,8 +20,9 @@
 
 #include "worker/address.h"
 
-#define SEND_AGAIN_MS    2  /* nothing tells when a full queue has room */
-#define MESSAGES_A_ROUND 64 /* of one link, before the others have their turn */
+#define SEND_AGAIN_MS    2   /* nothing tells when a full queue has room */
+#define HANDSHAKE_MS     200 /* nor when a key was refused */
+#define MESSAGES_A_ROUND 64  /* of one link, before the others have their turn */
 
 void esp_serve_end(struct esp_serve *s, esp_status status, const char *text)
 {
@@ -51,6 +52,9 @@ static void check_clock(struct esp_serve *s)
 {
     uint64_t now = esp_now_ns();
 
+    esp_serve_check_keys(s);
+    if (s->end)
+        return;
     if (s->joined && now - s->heard_ns > s->timeout_ns)
         esp_serve_lose(s, "silent");
     else if (!s->joined && now - s->hello_ns >= s->hello_wait_ns)
@@ -91,6 +95,8 @@ static esp_status loop(struct esp_serve *s, struct esp_err *err)
 
         if (s->opt->stop_fd < 0)
             waits[2].fd = waits[1].fd;
+        if (s->opt->keys && !s->joined && timeout_ms > HANDSHAKE_MS)
+            timeout_ms = HANDSHAKE_MS;
         if (waiting && timeout_ms > SEND_AGAIN_MS)
             timeout_ms = SEND_AGAIN_MS;
         st = esp_link_wait(waits, take_data ? 4 : 3, timeout_ms, err);
@@ -130,6 +136,10 @@ esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp
     s->log = options->log;
     s->state = ESP_IDLE;
     st = esp_net_create(&s->net, err);
+    if (st)
+        goto done;
+    if (options->keys)
+        st = esp_net_secure(s->net, options->keys, s->log, err);
     if (st)
         goto done;
     st = esp_link_create(&s->data, s->net, &(struct esp_link_options){.type = ESP_LINK_SERVE}, err);

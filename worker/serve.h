@@ -7,6 +7,7 @@
 #define ESP_WORKER_SERVE_H
 
 #include "model/checkpoint.h"
+#include "proto/keys.h"
 #include "proto/log.h"
 #include "proto/wire.h"
 #include "worker/stage.h"
@@ -17,6 +18,7 @@ struct esp_worker_options {
     const char *bind;             /* where other stages shall dial; a port may be * */
     const char *advertise_host;   /* told to others where bind names every interface; NULL: 127.0.0.1 */
     bool insecure;                /* bind may be an endpoint that strangers reach */
+    const struct esp_keys *keys;  /* a worker's; NULL: none */
     struct esp_msg_device device; /* for Hello */
     uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
     int stop_fd;         /* once readable, the worker says Bye and ends; -1: none */

@@ -78,17 +78,23 @@ static esp_status on_error(struct esp_serve *s, enum esp_source from, struct esp
 }
 
 static esp_status dial(struct esp_serve *s, struct esp_outbox *box, const char *kind, const char *endpoint,
-                       struct esp_err *err)
+                       const char *key_text, struct esp_err *err)
 {
     char identity[ESP_MAX_NAME + 64];
+    uint8_t key[ESP_KEY_BYTES] = {0};
 
     esp_outbox_close(box);
     if (!*endpoint)
         return ESP_OK;
+    if (!s->opt->keys != !*key_text)
+        return esp_fail(err, ESP_E_PROTO, "the stage at %s has %s key, and we have %s", endpoint,
+                        *key_text ? "a" : "no", *key_text ? "none" : "one");
+    if (*key_text && !esp_key_parse(key, key_text, strlen(key_text)))
+        return esp_fail(err, ESP_E_PROTO, "the key of the stage at %s is none", endpoint);
     /* Unlike any earlier one: what an older connection still carries must not pass for this one's. */
     snprintf(identity, sizeof identity, "%s/%s/%ld.%" PRIu64, s->opt->name, kind, (long)getpid(),
              s->generation);
-    return esp_outbox_open(box, s->net, identity, endpoint, 0, err);
+    return esp_outbox_open(box, s->net, identity, endpoint, s->opt->keys ? key : NULL, 0, err);
 }
 
 static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
@@ -110,15 +116,16 @@ static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp
     s->state = ESP_IDLE;
     s->place = *p;
     s->place.next_enc = s->place.features_to = s->place.next_dec = NULL;
+    s->place.next_enc_key = s->place.features_to_key = s->place.next_dec_key = NULL;
     esp_runner_purge(s->runner);
     esp_outbox_purge(&s->control, s->generation);
     s->store_here =
         p->projector && p->embed && (!*p->features_to || strcmp(p->features_to, s->endpoint) == 0);
-    st = dial(s, &s->next_enc, "enc", p->next_enc, err);
+    st = dial(s, &s->next_enc, "enc", p->next_enc, p->next_enc_key, err);
     if (!st)
-        st = dial(s, &s->features, "features", s->store_here ? "" : p->features_to, err);
+        st = dial(s, &s->features, "features", s->store_here ? "" : p->features_to, p->features_to_key, err);
     if (!st)
-        st = dial(s, &s->next_dec, "dec", p->next_dec, err);
+        st = dial(s, &s->next_dec, "dec", p->next_dec, p->next_dec_key, err);
     if (st)
         return st;
     work = esp_work_create(msg);

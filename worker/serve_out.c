@@ -75,17 +75,58 @@ static void post_tensor(struct esp_serve *s, struct esp_outbox *box, const struc
 
 /* ---- the coordinator ---- */
 
-void esp_serve_hello(struct esp_serve *s)
+/* What a handshake has come to is nothing that a message tells. */
+void esp_serve_check_keys(struct esp_serve *s)
 {
-    struct esp_msg msg = {.kind = ESP_MSG_HELLO};
+    struct esp_outbox *next[] = {&s->next_enc, &s->features, &s->next_dec};
     struct esp_err err;
     esp_status st;
 
+    if (!s->opt->keys)
+        return;
+    st = s->control.link ? esp_link_check(s->control.link, &err) : ESP_OK;
+    if (st)
+        esp_err_prefix(&err, "coordinator at %s: ", s->opt->connect);
+    if (st == ESP_E_CLOSED && !s->known) {
+        esp_serve_end(s, ESP_E_ARG, err.text);
+    } else if (st &&
+               !s->key_trouble) { /* it may be another one for a while, or get its allow list put right */
+        esp_log(s->log, ESP_LOG_WARN, "not_joined why=\"%s\" action=retry", err.text);
+        s->key_trouble = true;
+    } else if (!st && s->joined) {
+        s->key_trouble = false;
+    }
+    for (size_t i = 0; i < sizeof next / sizeof next[0]; i++) {
+        if (!next[i]->link || esp_link_check(next[i]->link, &err) != ESP_E_CLOSED)
+            continue;
+        esp_err_prefix(&err, "the next stage: ");
+        esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " why=\"%s\"", s->epoch, err.text);
+        esp_outbox_close(next[i]);
+        esp_serve_tell_error(s, ESP_E_ARG, err.text, 0, 0);
+    }
+}
+
+void esp_serve_hello(struct esp_serve *s)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_HELLO};
+    const struct esp_keys *keys = s->opt->keys;
+    char identity[ESP_MAX_NAME + 18], key[ESP_KEY_TEXT + 1] = "";
+    struct esp_err err;
+    esp_status st;
+
+    esp_serve_check_keys(s);
+    if (s->end)
+        return;
+    if (keys) {
+        esp_keys_identity(identity, keys, s->opt->name);
+        esp_key_format(key, keys->public_key);
+    }
     /* A new connection each time: it must not carry a second Hello, nor what was meant for an earlier
      * conversation. */
     s->hello_ns = esp_now_ns();
     s->hello_wait_ns = HELLO_AGAIN_MS * ESP_NS_A_MS;
-    st = esp_outbox_open(&s->control, s->net, s->opt->name, s->opt->connect, LINGER_MS, &err);
+    st = esp_outbox_open(&s->control, s->net, keys ? identity : s->opt->name, s->opt->connect,
+                         keys ? keys->coordinator : NULL, LINGER_MS, &err);
     if (st) {
         esp_serve_end(s, st, err.text);
         return;
@@ -95,6 +136,7 @@ void esp_serve_hello(struct esp_serve *s)
     msg.hello.endpoint = s->endpoint;
     memcpy(msg.hello.fingerprint, s->opt->fingerprint, sizeof msg.hello.fingerprint);
     msg.hello.software = ESP_VERSION;
+    msg.hello.key = key;
     st = esp_outbox_try(&s->control, &msg, &err);
     if (st == ESP_E_PROTO || st == ESP_E_ARG)
         esp_serve_end(s, st, err.text); /* our own report makes no sense, and will not the next time */

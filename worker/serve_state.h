@@ -31,10 +31,11 @@ struct esp_serve {
     char endpoint[ESP_MAX_ENDPOINT + 1]; /* the data link's, as others see it */
     struct esp_runner *runner;
 
-    bool asked;  /* a Hello is out and has no answer */
-    bool joined; /* welcomed, and the coordinator not silent since */
-    bool known;  /* was joined once */
-    bool fresh;  /* no Place since the Welcome: any epoch goes */
+    bool asked;       /* a Hello is out and has no answer */
+    bool joined;      /* welcomed, and the coordinator not silent since */
+    bool known;       /* was joined once */
+    bool fresh;       /* no Place since the Welcome: any epoch goes */
+    bool key_trouble; /* and logged */
     uint64_t heartbeat_ns, timeout_ns;
     uint64_t heard_ns, hello_ns, beat_ns;
     uint64_t hello_wait_ns; /* from one Hello to the next, while there is no Welcome */
@@ -57,6 +58,9 @@ struct esp_serve {
 void esp_serve_end(struct esp_serve *s, esp_status status, const char *text);
 
 /* ---- serve_out.c ---- */
+
+/** Whether a link with keys was refused: ends the conversation, or fails the placement. */
+void esp_serve_check_keys(struct esp_serve *s);
 
 /** Dials the coordinator, anew if need be, and says Hello. */
 void esp_serve_hello(struct esp_serve *s);

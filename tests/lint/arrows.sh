@@ -36,7 +36,7 @@ alone() {
     refuse "$1" "$2" "$3" cli coordinator model proto shaders worker
 }
 alone 'worker/ alone sees Vulkan' '#include.*vulkan' '^worker/'
-alone 'proto/link.c alone sees ZeroMQ' '#include.*zmq\.h' '^proto/link\.c:'
+alone 'proto/link.c and proto/auth.c alone see ZeroMQ' '#include.*zmq\.h' '^proto/(link|auth)\.c:'
 alone 'proto/wire*.c alone see protobuf-c' '(espalier|ESPALIER)__|Espalier__|pb-c\.h' '^proto/wire[a-z_]*\.[ch]:'
 alone 'coordinator/spm_shim.cc alone sees SentencePiece' '#include.*sentencepiece' '^coordinator/spm_shim\.cc:'
 exit $n_bad

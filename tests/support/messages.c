@@ -63,6 +63,7 @@ static const struct esp_hypothesis hypotheses[] = {
      .sum = -2.625,
      .score = -1.3125},
 };
+#define KEY_TEXT "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 static const struct esp_stage_info stages[] = {STAGE, {.worker = "w2", .dec_lo = 9, .dec_hi = 18}};
 static const char *const image_names[] = {"katze.png", "hünd.jpg"};
 static const struct esp_worker_status workers[] = {
@@ -77,7 +78,8 @@ const struct esp_test_message esp_test_messages[] = {
                 .device = DEVICE,
                 .endpoint = "tcp://127.0.0.1:5551",
                 .fingerprint = {1, 2, 3, 0, [31] = 255},
-                .software = "0.1.0"}}},
+                .software = "0.1.0",
+                .key = KEY_TEXT}}},
     {"hello.least",
      {.kind = ESP_MSG_HELLO,
       .hello = {.name = "w",
@@ -101,7 +103,9 @@ const struct esp_test_message esp_test_messages[] = {
                 .kv_tokens = 8192,
                 .max_seqs = 64,
                 .max_images = 16,
-                .final_softcap = true}}},
+                .final_softcap = true,
+                .features_to_key = KEY_TEXT,
+                .next_dec_key = KEY_TEXT}}},
     {"place.first_encoder",
      {.kind = ESP_MSG_PLACE,
       .place = {.epoch = 3, .enc_hi = 5, .patch = true, .next_enc = "ipc://b", .max_rows = 1}}},

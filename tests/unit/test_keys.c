@@ -229,7 +229,7 @@ static void test_write(void **state)
 static void test_roles(void **state)
 {
     static const struct {
-        enum esp_member role;
+        enum esp_member member;
         const char *without; /* NULL: all are there */
         const char *expect;
     } cases[] = {
@@ -257,7 +257,7 @@ static void test_roles(void **state)
         put("clients.allow", "public c " K2 "\n", 0644);
         if (cases[i].without)
             unlink(path(cases[i].without));
-        st = esp_keys_open(&keys, dir, cases[i].role, &err);
+        st = esp_keys_open(&keys, dir, cases[i].member, &err);
         if (cases[i].expect) {
             assert_int_equal(st, ESP_E_IO);
             assert_non_null(strstr(err.text, cases[i].expect));
@@ -269,8 +269,8 @@ static void test_roles(void **state)
             assert_string_equal(keys->name, "me");
             assert_true(esp_key_equal(keys->public_key, k1));
             assert_true(esp_key_equal(keys->coordinator, k1));
-            assert_int_equal(keys->workers.n, cases[i].role != ESP_MEMBER_CLIENT);
-            assert_int_equal(keys->clients.n, cases[i].role == ESP_MEMBER_COORDINATOR);
+            assert_int_equal(keys->workers.n, cases[i].member != ESP_MEMBER_CLIENT);
+            assert_int_equal(keys->clients.n, cases[i].member == ESP_MEMBER_COORDINATOR);
         }
         esp_keys_destroy(&keys);
         for (size_t f = 0; f < sizeof files / sizeof files[0]; f++)

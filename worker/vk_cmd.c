@@ -1,8 +1,9 @@
 #include "worker/vk_cmd.h"
 
 /* Software drivers take minutes for what a GPU does in milliseconds; a hang is far beyond this. */
-#define WAIT_NS_EACH (120ull * 1000 * 1000 * 1000)
-#define MAX_BATCH    512
+#define WAIT_NS_EACH  (120ull * 1000 * 1000 * 1000)
+#define WAIT_NS_SLICE (1ull * 1000 * 1000 * 1000)
+#define MAX_BATCH     512
 
 esp_status esp_cmd_alloc(VkCommandBuffer *out, struct esp_vk *vk, struct esp_err *err)
 {
@@ -89,7 +90,10 @@ esp_status esp_submit_wait(struct esp_vk *vk, const VkCommandBuffer *cmds, uint3
     if (st)
         return st;
     vk->n_submitted = value;
-    r = vkWaitSemaphores(vk->dev, &wait, WAIT_NS_EACH * n);
+    /* In slices: a driver that misses its wake-up costs a second, not the stage. */
+    r = VK_TIMEOUT;
+    for (uint64_t waited = 0; r == VK_TIMEOUT && waited < WAIT_NS_EACH * n; waited += WAIT_NS_SLICE)
+        r = vkWaitSemaphores(vk->dev, &wait, WAIT_NS_SLICE);
     if (r == VK_TIMEOUT)
         return esp_fail(err, ESP_E_DEVICE, "the device did not finish %u command buffers in %llu s", n,
                         WAIT_NS_EACH * n / 1000000000ull);

@@ -80,6 +80,10 @@ void child_start_on_terminal(struct child *c, const char *program, const char *c
     int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC), slave;
 
     memset(c, 0, sizeof *c);
+    if (master < 0 && errno == ENOENT) {
+        print_message("SKIPPED: this root has no pseudo-terminals (/dev/ptmx, /dev/pts)\n");
+        skip();
+    }
     assert_true(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
     slave = open(ptsname(master), O_RDWR | O_NOCTTY | O_CLOEXEC);
     assert_true(slave >= 0);

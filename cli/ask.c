@@ -330,8 +330,15 @@ static esp_status check_writable(const char *path, struct esp_err *err)
 esp_status esp_where_open_model(const struct esp_where *where, struct esp_config *config, struct esp_err *err)
 {
     struct esp_checkpoint *ck;
-    esp_status st = esp_checkpoint_open(&ck, where->model, err);
+    struct stat info;
+    esp_status st;
 
+    if (stat(where->model, &info) != 0)
+        return esp_fail(err, ESP_E_IO, "--model %.200s: %s; expected " MODEL_IS, where->model,
+                        strerror(errno));
+    if (!S_ISDIR(info.st_mode))
+        return esp_fail(err, ESP_E_IO, "--model %.200s: not a directory; expected " MODEL_IS, where->model);
+    st = esp_checkpoint_open(&ck, where->model, err);
     if (st)
         return st;
     if (config)

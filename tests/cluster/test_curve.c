@@ -13,121 +13,59 @@
 
 #include <cmocka.h>
 
-#include "proto/keys.h"
-#include "tests/cluster/cli_child.h"
+#include "tests/cluster/curve_rig.h"
 
 #define TINY  "tests/golden/data/tiny"
 #define SCENE TINY "/images/scene_a.png"
 
-static char dir[32], at[128];
+static char at[128];
 static struct child coordinator, worker[2];
 static json_t *golden;
-
-/* DIR/name; a few at a time. */
-static const char *in_dir(const char *name)
-{
-    static char out[8][128];
-    static unsigned turn;
-
-    turn = (turn + 1) % 8;
-    snprintf(out[turn], sizeof out[0], "%s/%s", dir, name);
-    return out[turn];
-}
-
-static void keygen(const char *out, const char *option, const char *name)
-{
-    struct child c;
-
-    child_run(&c, ESPALIER, (const char *[]){"keygen", "--out", in_dir(out), option, name, NULL});
-    child_expect(&c, "keygen", 0, NULL, "the cluster has");
-    child_finish(&c);
-}
-
-/* What a later test waits for is not late because an earlier one took its time. */
-static void wait_for(struct child *c, const char *text)
-{
-    c->started_ms = child_now_ms();
-    child_wait_for(c, 1, text);
-}
-
-static void end(struct child *c)
-{
-    kill(c->pid, SIGTERM);
-    c->started_ms = child_now_ms();
-    child_wait(c, NULL);
-    assert_int_equal(c->exit, 0);
-    child_finish(c);
-}
-
-/* Puts together a key directory of files from others: "FILE=FROM,...". */
-static void compose(const char *name, const char *files)
-{
-    char text[512], command[400];
-
-    snprintf(text, sizeof text, "%s", files);
-    assert_int_equal(mkdir(in_dir(name), 0700), 0);
-    for (char *save, *one = strtok_r(text, ",", &save); one; one = strtok_r(NULL, ",", &save)) {
-        char *from = strchr(one, '=');
-
-        assert_non_null(from);
-        *from++ = '\0';
-        snprintf(command, sizeof command, "cp -p %s %s/%s", in_dir(from), in_dir(name), one);
-        assert_int_equal(system(command), 0);
-    }
-}
 
 static int setup(void **state)
 {
     json_error_t why;
     const char *line;
 
-    strcpy(dir, "/tmp/espalier-test-XXXXXX");
-    assert_non_null(mkdtemp(dir));
+    assert_true(curve_rig_open());
     golden = json_load_file(TINY "/golden.json", 0, &why);
     assert_non_null(golden);
-    keygen("keys", "--client", "anna");
-    keygen("other", "--client", "anna");
-    compose("unknown",
-            "secret=other/clients/anna/secret,coordinator.public=keys/coordinator/coordinator.public");
-    compose("client_as_worker",
-            "secret=keys/clients/anna/secret,coordinator.public=keys/coordinator/coordinator.public,"
-            "workers.allow=keys/workers/w0/workers.allow");
-    compose("unknown_worker",
-            "secret=other/workers/w0/secret,coordinator.public=keys/coordinator/coordinator.public,"
-            "workers.allow=keys/workers/w0/workers.allow");
-    compose("open_secret",
-            "secret=keys/clients/anna/secret,coordinator.public=keys/coordinator/coordinator.public");
-    assert_int_equal(chmod(in_dir("open_secret/secret"), 0640), 0);
+    curve_keygen(ESPALIER, "keys", "--client", "anna");
+    curve_keygen(ESPALIER, "other", "--client", "anna");
+    curve_compose("unknown",
+                  "secret=other/clients/anna/secret,coordinator.public=keys/coordinator/coordinator.public");
+    curve_compose("client_as_worker",
+                  "secret=keys/clients/anna/secret,coordinator.public=keys/coordinator/coordinator.public,"
+                  "workers.allow=keys/workers/w0/workers.allow");
+    curve_compose("unknown_worker",
+                  "secret=other/workers/w0/secret,coordinator.public=keys/coordinator/coordinator.public,"
+                  "workers.allow=keys/workers/w0/workers.allow");
+    curve_compose("open_secret",
+                  "secret=keys/clients/anna/secret,coordinator.public=keys/coordinator/coordinator.public");
+    assert_int_equal(chmod(curve_path("open_secret/secret"), 0640), 0);
 
     child_start(&coordinator, COORDINATOR, NULL,
                 (const char *[]){"--model", TINY, "--bind", "tcp://127.0.0.1:*", "--workers", "2", "--keys",
-                                 in_dir("keys/coordinator"), NULL});
-    wait_for(&coordinator, "listening endpoint=");
-    wait_for(&coordinator, "workers=2");
+                                 curve_path("keys/coordinator"), NULL});
+    curve_wait_for(&coordinator, "listening endpoint=");
+    curve_wait_for(&coordinator, "workers=2");
     line = strstr(ERR(&coordinator), "listening endpoint=");
     assert_int_equal(sscanf(line, "listening endpoint=%127s", at), 1);
     for (int i = 0; i < 2; i++)
         child_start(&worker[i], WORKER, NULL,
                     (const char *[]){"--model", TINY, "--connect", at, "--keys",
-                                     in_dir(i ? "keys/workers/w1" : "keys/workers/w0"), NULL});
-    wait_for(&coordinator, "ready epoch=1 stages=2");
+                                     curve_path(i ? "keys/workers/w1" : "keys/workers/w0"), NULL});
+    curve_wait_for(&coordinator, "ready epoch=1 stages=2");
     return 0;
 }
 
 static int teardown(void **state)
 {
-    char command[64];
-
-    end(&coordinator);
-    for (int i = 0; i < 2; i++) { /* the coordinator's Bye ends them */
-        worker[i].started_ms = child_now_ms();
-        child_wait(&worker[i], NULL);
-        assert_int_equal(worker[i].exit, 0);
-        child_finish(&worker[i]);
-    }
+    curve_end(&coordinator);
+    for (int i = 0; i < 2; i++) /* the coordinator's Bye ends them */
+        curve_ended(&worker[i]);
     json_decref(golden);
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
+    return curve_rig_close();
 }
 
 static void start_honest(struct child *c)
@@ -135,7 +73,7 @@ static void start_honest(struct child *c)
     const json_t *want = json_array_get(json_object_get(golden, "generate"), 0);
 
     child_start(c, ESPALIER, NULL,
-                (const char *[]){"run", "--connect", at, "--keys", in_dir("keys/clients/anna"), "--image",
+                (const char *[]){"run", "--connect", at, "--keys", curve_path("keys/clients/anna"), "--image",
                                  SCENE, "--max-tokens", "24", "--ignore-eos",
                                  json_string_value(json_object_get(want, "prefix")), NULL});
 }
@@ -197,7 +135,7 @@ static void test_refused(void **state)
         const char *as_worker[] = {"--model", TINY, "--connect", at, "--keys", NULL, NULL};
         struct child c;
 
-        as_client[7] = as_worker[5] = refused[i].keys ? in_dir(refused[i].keys) : NULL;
+        as_client[7] = as_worker[5] = refused[i].keys ? curve_path(refused[i].keys) : NULL;
         if (!refused[i].keys)
             as_client[6] = NULL;
         child_run(&c, refused[i].as_worker ? WORKER : ESPALIER, refused[i].as_worker ? as_worker : as_client);
@@ -205,7 +143,7 @@ static void test_refused(void **state)
         assert_string_equal(OUT(&c), "");
         child_finish(&c);
         if (refused[i].logged)
-            wait_for(&coordinator, refused[i].logged);
+            curve_wait_for(&coordinator, refused[i].logged);
     }
     expect_honest(&honest);
     start_honest(&honest); /* nor is anything left behind */
@@ -219,31 +157,32 @@ static void test_data_socket(void **state)
     char data[128];
     struct child c;
 
-    wait_for(&worker[0], "joined ");
+    curve_wait_for(&worker[0], "joined ");
     assert_int_equal(sscanf(strstr(ERR(&worker[0]), " data="), " data=%127s", data), 1);
     child_run(&c, ESPALIER, (const char *[]){"cluster", "status", "--connect", data, "--timeout", "2", NULL});
     child_expect(&c, "no key", 1, "nothing answers there", NULL);
     child_finish(&c);
-    wait_for(&worker[0], "connection refused address=127.0.0.1 why=\"it has no keys, or broke off");
-    compose("at_data", "secret=keys/clients/anna/secret,coordinator.public=keys/workers/w0/public");
-    child_run(&c, ESPALIER,
-              (const char *[]){"cluster", "status", "--connect", data, "--keys", in_dir("at_data"), NULL});
+    curve_wait_for(&worker[0], "connection refused address=127.0.0.1 why=\"it has no keys, or broke off");
+    curve_compose("at_data", "secret=keys/clients/anna/secret,coordinator.public=keys/workers/w0/public");
+    child_run(
+        &c, ESPALIER,
+        (const char *[]){"cluster", "status", "--connect", data, "--keys", curve_path("at_data"), NULL});
     child_expect(&c, "a client's key", 1, "does not take our key", NULL);
     child_finish(&c);
-    wait_for(&worker[0], "why=\"its key is in no allow list here\"");
+    curve_wait_for(&worker[0], "why=\"its key is in no allow list here\"");
 }
 
 static void test_added_later(void **state)
 {
     struct child c;
 
-    keygen("keys", "--client", "late");
-    child_run(
-        &c, ESPALIER,
-        (const char *[]){"cluster", "status", "--connect", at, "--keys", in_dir("keys/clients/late"), NULL});
+    curve_keygen(ESPALIER, "keys", "--client", "late");
+    child_run(&c, ESPALIER,
+              (const char *[]){"cluster", "status", "--connect", at, "--keys",
+                               curve_path("keys/clients/late"), NULL});
     child_expect(&c, "added later", 0, NULL, "ready, placement 1");
     child_finish(&c);
-    wait_for(&coordinator, "clients.allow keys=2 action=read_again");
+    curve_wait_for(&coordinator, "clients.allow keys=2 action=read_again");
 }
 
 static void test_bind(void **state)
@@ -255,9 +194,9 @@ static void test_bind(void **state)
     child_finish(&c);
     child_start(&c, COORDINATOR, NULL,
                 (const char *[]){"--model", TINY, "--bind", "tcp://0.0.0.0:*", "--keys",
-                                 in_dir("keys/coordinator"), NULL});
-    wait_for(&c, "listening endpoint=tcp://0.0.0.0:");
-    end(&c);
+                                 curve_path("keys/coordinator"), NULL});
+    curve_wait_for(&c, "listening endpoint=tcp://0.0.0.0:");
+    curve_end(&c);
 }
 
 static void test_up(void **state)
@@ -267,10 +206,10 @@ static void test_up(void **state)
     int port = 20000 + (int)(getpid() % 20000);
     char bind[64];
 
-    keygen("up", "--client", "local");
+    curve_keygen(ESPALIER, "up", "--client", "local");
     snprintf(bind, sizeof bind, "tcp://127.0.0.1:%d", port);
     child_start(&up, ESPALIER, NULL,
-                (const char *[]){"up", "--model", TINY, "--bind", bind, "--keys", in_dir("up"), NULL});
+                (const char *[]){"up", "--model", TINY, "--bind", bind, "--keys", curve_path("up"), NULL});
     child_wait_for(&up, 0, "PROMPT\n");
     assert_int_equal(
         sscanf(OUT(&up), "ready: espalier run --connect %127s --keys %127s --image", connect, keys), 2);

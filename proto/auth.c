@@ -33,6 +33,7 @@ struct esp_watch {
     struct esp_watch *next;
     void *pair; /* its end of the monitor, the thread's once it has started */
     bool serve;
+    atomic_bool left;    /* its link has let go: from here on it is the thread's alone */
     _Atomic int trouble; /* the event that ended the last handshake; 0: none */
     /* the thread's: */
     struct comer comer[MAX_COMERS];
@@ -359,7 +360,7 @@ static bool take_event(struct esp_auth *auth, struct esp_watch *w)
         ;
     zmq_msg_close(&frame);
     if (event == ZMQ_EVENT_MONITOR_STOPPED)
-        over = true;
+        over = atomic_load(&w->left);
     else if (w->serve)
         serve_event(auth, w, event, value);
     else if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED)
@@ -556,7 +557,9 @@ esp_status esp_auth_watch(struct esp_watch **out, struct esp_auth *auth, void *s
 
 void esp_auth_unwatch(struct esp_watch **watch, void *socket)
 {
-    if (*watch)
-        zmq_socket_monitor(socket, NULL, 0); /* says so on the monitor: the thread lets go of it then */
+    if (*watch) {
+        atomic_store(&(*watch)->left, true);
+        zmq_socket_monitor(socket, NULL, 0); /* says so on the monitor: the thread frees the watch then */
+    }
     *watch = NULL;
 }

@@ -66,6 +66,8 @@ const char *esp_status_name(esp_status code)
         return "limit exceeded";
     case ESP_E_INTERNAL:
         return "internal error";
+    case ESP_E_NUMBERS:
+        return "no finite result";
     }
     return "no such code";
 }

@@ -24,7 +24,9 @@ typedef enum esp_status {
     ESP_E_CANCELLED = 9,    /* the client asked for the end */
     ESP_E_UNSUPPORTED = 10, /* well-formed, but not something this build or device can do */
     ESP_E_LIMIT = 11,       /* a stated limit would be passed (context, images, queue) */
-    ESP_E_INTERNAL = 12     /* a bug of ours */
+    ESP_E_INTERNAL = 12,    /* a bug of ours */
+    ESP_E_NUMBERS =
+        13 /* a result is no finite number: weights that overflow float32, or a device that errs */
 } esp_status;
 
 #define ESP_ERR_TEXT_MAX 512

@@ -120,7 +120,7 @@ TABLE(bye, BYE, bye);
 
 #define ERROR esp_msg_error, Espalier__Error
 static const struct esp_wire_field error_fields[] = {
-    ENUM(ERROR, code, ESP_E_ARG, ESP_E_INTERNAL, esp_status, uint32_t),
+    ENUM(ERROR, code, ESP_E_ARG, ESP_E_NUMBERS, esp_status, uint32_t),
     STR(ERROR, text, LINE, 0, ESP_MAX_TEXT),
     U64(ERROR, epoch, 0),
     U64(ERROR, step, 0),

@@ -254,6 +254,24 @@ static void encode_program(struct recorder *r)
     end(r, p, "", -1, last, width);
 }
 
+static struct esp_attn_how decoder_attn(const struct recorder *r, uint32_t i)
+{
+    const struct esp_text_config *t = &r->c->text;
+    const struct esp_layout *at = &r->ps->at;
+
+    return (struct esp_attn_how){.n_head = t->n_head,
+                                 .n_kv = t->n_kv_head,
+                                 .head_dim = esp_pack_head_dim(t->head_dim),
+                                 .kv_at = i * at->text_layer,
+                                 .block_stride = at->text_block,
+                                 .rotate = true,
+                                 .table = r->w->rope_cos,
+                                 .table_sin = r->w->rope_sin,
+                                 .q_scale = t->query_scale,
+                                 .softcap = t->attn_softcap,
+                                 .window = t->window && t->sliding[r->spec->dec_lo + i]};
+}
+
 /*
  * Gemma (arXiv 2403.08295): x += attn(N(x)); x += MLP(N(x)), N = RMSNorm, MLP = GeGLU.
  * Gemma 2 (arXiv 2408.00118) norms what is added as well: x += N(attn(N(x))); x += N(MLP(N(x))).
@@ -263,18 +281,7 @@ static void decoder_layer(struct recorder *r, struct esp_program *p, uint32_t i,
     const struct esp_text_config *t = &r->c->text;
     const struct esp_layout *at = &r->ps->at;
     const struct esp_dec_layer *l = &r->w->dec[i];
-    const uint32_t layer = r->spec->dec_lo + i;
-    const struct esp_attn_how attn = {.n_head = t->n_head,
-                                      .n_kv = t->n_kv_head,
-                                      .head_dim = esp_pack_head_dim(t->head_dim),
-                                      .kv_at = i * at->text_layer,
-                                      .block_stride = at->text_block,
-                                      .rotate = true,
-                                      .table = r->w->rope_cos,
-                                      .table_sin = r->w->rope_sin,
-                                      .q_scale = t->query_scale,
-                                      .softcap = t->attn_softcap,
-                                      .window = t->window && t->sliding[layer]};
+    const struct esp_attn_how attn = decoder_attn(r, i);
 
     begin(r, p);
     norm(r, at->th, at->tx, ESP_NORM_RMS, t->width, l->norm_attn, ESP_NONE, t->rms_eps);
@@ -295,7 +302,7 @@ static void decoder_layer(struct recorder *r, struct esp_program *p, uint32_t i,
     } else {
         product(r, at->tx, at->tmlp, &l->down, ESP_EPI_ADD, few);
     }
-    end(r, p, "prefill", (int)layer, at->tx, t->width);
+    end(r, p, "prefill", (int)(r->spec->dec_lo + i), at->tx, t->width);
 }
 
 static void decoder_program(struct recorder *r, struct esp_program *p, uint32_t few)
@@ -381,6 +388,12 @@ esp_status esp_programs_record(struct esp_programs *ps, struct esp_space *space,
         encode_program(&r);
     if (dec)
         decoder_program(&r, &ps->prefill, 0);
+    for (uint32_t i = 0; i < spec->dec_hi - spec->dec_lo; i++) {
+        const struct esp_attn_how attn = decoder_attn(&r, i);
+        begin(&r, &ps->store_kv);
+        esp_op_rope_kv(&r.rec, ps->at.tqkv, &attn);
+        end(&r, &ps->store_kv, "", -1, ps->at.tqkv, 0);
+    }
     if (spec->head) {
         begin(&r, &ps->full);
         esp_op_rows_out(&r.rec, ps->at.logits, c->text.vocab, ps->at.full_at, ESP_COUNT_WANTS);
@@ -408,6 +421,7 @@ void esp_programs_finish(struct esp_programs *ps, struct esp_vk *vk)
     program_finish(&ps->prefill, vk);
     program_finish(&ps->full, vk);
     program_finish(&ps->norm_all, vk);
+    program_finish(&ps->store_kv, vk);
     for (uint32_t i = 0; i < ESP_N_FEW; i++) {
         program_finish(&ps->decode[i], vk);
         program_finish(&ps->head[i], vk);

@@ -48,6 +48,7 @@ struct esp_programs {
     struct esp_program head[ESP_N_FEW]; /* wants -> candidates */
     struct esp_program full;            /* logits of the wants into `out` */
     struct esp_program norm_all;        /* final norm of all rows, for traces */
+    struct esp_program store_kv;        /* QKV as it stands into every layer's cache: zeros, to clean up */
 };
 
 /** Sizes and places for a spec. n_blocks: KV blocks of the decoder. Errors: ESP_E_NOMEM (indices would

@@ -83,7 +83,8 @@ void esp_stage_out_finish(struct esp_stage_out *out);
  *
  * @param msg   payload PIXELS (f32[3,S,S], if this is the first encoder stage) or ROWS (f32[N,D])
  * @param data  msg's frame, of any alignment; its size was checked against msg's rows and width
- * Errors: ESP_E_PROTO (not what this stage takes), ESP_E_DEVICE (also for results that are not finite).
+ * Errors: ESP_E_PROTO (not what this stage takes), ESP_E_NUMBERS (results that are no finite numbers:
+ * nothing of them stays), ESP_E_DEVICE.
  */
 esp_status esp_stage_encode(struct esp_stage *stage, const struct esp_msg_encode *msg, const void *data,
                             struct esp_stage_out *out, struct esp_err *err);
@@ -100,7 +101,7 @@ esp_status esp_stage_store(struct esp_stage *stage, const struct esp_msg_encode 
  *
  * A sequence is born by its first rows at pos 0 or by a fork.
  * Errors: ESP_E_PROTO (unknown sequence, wrong position, a prefix in parts, missing image, rows over the
- * limit, id outside of the vocabulary), ESP_E_LIMIT (KV cache full), ESP_E_DEVICE. Frees and forks of a
+ * limit, id outside of the vocabulary), ESP_E_LIMIT (KV cache full), ESP_E_NUMBERS, ESP_E_DEVICE. Frees and forks of a
  * refused step are still done; none of its rows is.
  */
 esp_status esp_stage_step(struct esp_stage *stage, const struct esp_msg_step *msg, const void *data,

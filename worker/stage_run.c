@@ -2,6 +2,8 @@
 #include "worker/stage_state.h"
 
 #include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -27,17 +29,6 @@ void esp_stage_out_finish(struct esp_stage_out *out)
         free(out->traces[i].data);
     free(out->traces);
     memset(out, 0, sizeof *out);
-}
-
-static esp_status finite_check(const float *v, size_t n, const char *what, struct esp_err *err)
-{
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(v[i]))
-            return esp_fail(err, ESP_E_DEVICE,
-                            "%s: element %zu is %s: the weights overflow float32 or the device "
-                            "computes wrongly",
-                            what, i, isnan(v[i]) ? "not a number" : "infinite");
-    return ESP_OK;
 }
 
 /* Rows that a segment left, into a new trace. */
@@ -127,5 +118,58 @@ esp_status esp_stage_take_rows(struct esp_stage *s, uint32_t n_row, uint32_t wid
     memcpy(out->rows, s->space.out.map, n * sizeof *out->rows);
     out->n_rows = n_row;
     out->width = width;
-    return finite_check(out->rows, n, "output rows", err);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(out->rows[i]))
+            return esp_stage_no_number(s, err, "row %zu of the output", i / width);
+    return ESP_OK;
+}
+
+/* Zeros where numbers went wrong: activations (features apart), and with `kv` the keys and values that the sealed
+ * batch's rows wrote. Both are multiplied by zero weights later, and zero times a NaN is a NaN. */
+static esp_status cleanse(struct esp_stage *s, bool kv, struct esp_err *err)
+{
+    const VkDeviceSize all = s->ps.at.act_texels * 16;
+    const VkDeviceSize kept = s->spec.embed ? (VkDeviceSize)s->ps.at.features.at * 16 : all;
+    const VkDeviceSize resume =
+        s->spec.embed
+            ? kept + (VkDeviceSize)s->spec.max_images * s->c->vision.n_token * s->ps.at.features.stride * 16
+            : all;
+    VkCommandBuffer cmd = VK_NULL_HANDLE;
+    esp_status st = esp_cmd_alloc(&cmd, s->vk, err);
+
+    if (!st)
+        st = esp_cmd_begin(cmd, true, err);
+    if (!st) {
+        esp_cmd_barrier(cmd);
+        if (kept)
+            vkCmdFillBuffer(cmd, s->space.act.buf, 0, kept, 0);
+        if (resume < all)
+            vkCmdFillBuffer(cmd, s->space.act.buf, resume, all - resume, 0);
+        esp_cmd_barrier(cmd);
+        st = esp_cmd_end(cmd, err);
+    }
+    if (!st)
+        st = esp_submit_wait(s->vk, &cmd, 1, false, err);
+    esp_cmd_free(&cmd, s->vk);
+    for (uint32_t i = 0; !st && kv && i < s->ps.store_kv.n; i++)
+        st = esp_submit_wait(s->vk, &s->ps.store_kv.seg[i].cmd, 1, false, err);
+    if (st)
+        s->lost = true;
+    return st;
+}
+
+esp_status esp_stage_no_number(struct esp_stage *s, struct esp_err *err, const char *fmt, ...)
+{
+    struct esp_err why = {0};
+    char where[128];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(where, sizeof where, fmt, ap);
+    va_end(ap);
+    if (cleanse(s, s->stepping, &why))
+        return esp_fail(err, ESP_E_DEVICE, "%s", why.text);
+    return esp_fail(err, ESP_E_NUMBERS,
+                    "%s is no finite number: the weights overflow float32, or %s computes wrongly", where,
+                    s->vk->report.name);
 }

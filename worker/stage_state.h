@@ -25,6 +25,7 @@ struct esp_stage {
     struct esp_kv_append *appends; /* a step's, max_seqs of them */
     uint32_t *slots;               /* features slots of one sequence's images: a slot for every N rows */
     uint64_t weight_bytes, kv_bytes, scratch_bytes;
+    bool stepping; /* the sealed batch is a step's, not a picture's */
     bool lost;
 };
 
@@ -36,9 +37,16 @@ esp_status esp_stage_run(struct esp_stage *stage, const struct esp_program *cons
                          uint32_t n_program, bool apart, bool trace, struct esp_stage_out *out,
                          struct esp_err *err);
 
-/** The rows that a program left in the output buffer, into out->rows; ESP_E_DEVICE when one is no finite number. */
+/** The rows that a program left in the output buffer, into out->rows. Errors: ESP_E_NUMBERS, ESP_E_NOMEM. */
 esp_status esp_stage_take_rows(struct esp_stage *stage, uint32_t n_row, uint32_t width,
                                struct esp_stage_out *out, struct esp_err *err);
+
+/**
+ * Ends a step or picture whose results are no finite numbers: clears what they left on the device, so that it reaches
+ * nobody else, and fails with ESP_E_NUMBERS, naming where (printf). The last sealed batch is the one at fault.
+ */
+esp_status esp_stage_no_number(struct esp_stage *stage, struct esp_err *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /** Which features slot holds an image (0: a free one); ESP_NONE if none does. */
 uint32_t esp_stage_image_slot(const struct esp_stage *stage, uint64_t image);

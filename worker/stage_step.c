@@ -93,7 +93,7 @@ static void seq_rows(struct esp_stage *s, const struct esp_seq_rows *q, const vo
 }
 
 /* One want's candidates from the words that topk left. */
-static esp_status result_take(const struct esp_stage *s, const uint32_t *words, const struct esp_want *want,
+static esp_status result_take(struct esp_stage *s, const uint32_t *words, const struct esp_want *want,
                               struct esp_row_result *out, struct esp_err *err)
 {
     const uint32_t k = want->k < s->c->text.vocab ? want->k : s->c->text.vocab;
@@ -108,10 +108,7 @@ static esp_status result_take(const struct esp_stage *s, const uint32_t *words, 
         return esp_fail(err, ESP_E_NOMEM, "candidates");
     memcpy(top, words, sizeof top);
     if (!isfinite(top[ESP_TOP_MAX]) || !isfinite(top[ESP_TOP_SUM]) || !isfinite(top[ESP_TOP_TARGET]))
-        return esp_fail(err, ESP_E_DEVICE,
-                        "row %u: the logits are no finite numbers: the weights overflow float32 "
-                        "or the device computes wrongly",
-                        want->row);
+        return esp_stage_no_number(s, err, "a logit of row %u", want->row);
     out->n = k;
     out->lse = (float)((double)top[ESP_TOP_MAX] + log((double)top[ESP_TOP_SUM]));
     out->target_logit = want->has_target ? top[ESP_TOP_TARGET] : 0.0f;
@@ -226,7 +223,9 @@ esp_status esp_stage_step(struct esp_stage *s, const struct esp_msg_step *m, con
     esp_batch_begin(&s->batch);
     for (uint32_t i = 0; i < n_copies; i++)
         esp_batch_copy(&s->batch, copies[i].from, copies[i].to);
+    s->stepping = true;
     st = step_run(s, m, data, out, err);
+    s->stepping = false;
     if (st) {
         esp_kv_rollback(s->kv);
         esp_stage_out_finish(out);

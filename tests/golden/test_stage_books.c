@@ -2,6 +2,7 @@
  * Sequences in a stage: forks share blocks and copy on write, a row's bits do not depend on its neighbours, and what
  * must be refused is refused without a trace. On the golden checkpoint `tiny`, whole in one stage.
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -308,13 +309,65 @@ static void test_full(void **state)
     assert_int_equal(info().kv_used_blocks, all.kv_used_blocks);
 }
 
+/* Rows that left the numbers end in an error of their own and leave nothing behind: the stage goes on, and a
+ * sequence that gets the same blocks of the cache afterwards has the very bits it would have had. */
+static void test_no_number(void **state)
+{
+    const struct esp_config *c = esp_checkpoint_config(ck);
+    const struct esp_stage_spec spec = {.dec_lo = 1,
+                                        .dec_hi = c->text.n_layer,
+                                        .head = true,
+                                        .max_rows = MAX_ROWS,
+                                        .kv_tokens = 64,
+                                        .max_seqs = 4,
+                                        .max_images = 1};
+    const uint64_t id = 1;
+    const size_t n_bytes = c->text.vocab * sizeof(float);
+    float *rows = malloc((size_t)64 * c->text.width * sizeof *rows), *first = malloc(n_bytes);
+    struct esp_stage *stage = NULL;
+    struct esp_stage_out out;
+    struct esp_err err = {0};
+
+    assert_true(rows && first);
+    esp_must(esp_stage_create(&stage, vk, ck, &spec, NULL, NULL, &err), &err);
+    for (int round = 0; round < 3; round++) {
+        const uint32_t n = round == 1 ? 64 : 33; /* the bad step fills what the good ones leave masked */
+        const struct esp_seq_rows seq = {.seq = id, .n_tok = n, .n_prefix = n};
+        const struct esp_want want = {.row = n - 1, .k = 4, .full = true};
+        const struct esp_msg_step step = {.epoch = 1,
+                                          .id = 1,
+                                          .payload = ESP_PAYLOAD_ROWS,
+                                          .rows = n,
+                                          .width = c->text.width,
+                                          .n_seqs = 1,
+                                          .seqs = &seq,
+                                          .n_wants = 1,
+                                          .wants = &want};
+        for (size_t i = 0; i < (size_t)n * c->text.width; i++)
+            rows[i] = round == 1 && i % 1000 == 0 ? INFINITY : (float)(i % 7) - 3.0f;
+        if (round == 1) {
+            assert_int_equal(esp_stage_step(stage, &step, rows, &out, &err), ESP_E_NUMBERS);
+            assert_non_null(strstr(err.text, "no finite number"));
+        } else {
+            esp_must(esp_stage_step(stage, &step, rows, &out, &err), &err);
+            if (round == 0)
+                memcpy(first, out.full, n_bytes);
+            else
+                assert_memory_equal(out.full, first, n_bytes);
+            esp_stage_out_finish(&out);
+            esp_stage_release(stage, &(struct esp_msg_release){.n_seqs = 1, .seqs = &id});
+        }
+    }
+    esp_stage_destroy(&stage);
+    free(rows);
+    free(first);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forks),
-        cmocka_unit_test(test_many),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_forks), cmocka_unit_test(test_many),      cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_full),  cmocka_unit_test(test_no_number),
     };
     struct esp_log log;
     struct esp_err err = {0};

@@ -1,5 +1,5 @@
 // Packed weights (worker/pack.h): 8 rows of W side by side. Of a group of 8 output columns g, row r (0..7), w_load8
-// gives the 8 weights k = 8*kc .. 8*kc+7 as float32, exactly.
+// gives the 8 weights k = 8*kc .. 8*kc+7 as float32: exactly, but that a driver may take float16 subnormals for zero.
 //   16-bit types: a texel is 8 k of one row, at ((g * K/8) + kc) * 8 + r
 //   float32:      a texel is 4 k of one row, at ((g * K/4) + k/4) * 8 + r
 // Exactly one of ESP_W_BF16, ESP_W_F16, ESP_W_F32 is defined.

@@ -19,8 +19,9 @@ static esp_status spec_check(const struct esp_stage_spec *s, const struct esp_co
         (s->embed && s->dec_lo != 0) || (s->head && s->dec_hi != c->text.n_layer))
         return esp_fail(err, ESP_E_ARG, "the towers' ends do not go with layers [%u,%u) and [%u,%u)",
                         s->enc_lo, s->enc_hi, s->dec_lo, s->dec_hi);
-    if (s->dec_lo < s->dec_hi && (s->max_rows == 0 || s->max_rows > MAX_ROWS_AT_ONCE || s->max_seqs == 0 ||
-                                  s->max_seqs > ESP_MAX_SEQS || s->kv_tokens == 0))
+    if ((s->dec_lo < s->dec_hi || s->embed || s->head) &&
+        (s->max_rows == 0 || s->max_rows > MAX_ROWS_AT_ONCE || s->max_seqs == 0 ||
+         s->max_seqs > ESP_MAX_SEQS || s->kv_tokens == 0))
         return esp_fail(err, ESP_E_ARG, "%u rows (1 to %u), %u sequences (1 to %d), %u KV tokens",
                         s->max_rows, MAX_ROWS_AT_ONCE, s->max_seqs, ESP_MAX_SEQS, s->kv_tokens);
     if (s->embed && s->max_images == 0)

@@ -45,7 +45,7 @@ static esp_status space_make(struct esp_space *sp, struct esp_batch *batch, stru
 {
     struct esp_vk *vk = sp->vk;
     const size_t words = esp_batch_n_words(ROWS, 1, 1);
-    VkCommandBuffer cmd = VK_NULL_HANDLE;
+    VkCommandBuffer cmd;
     esp_status st = esp_buf_create(&sp->chunk[0], vk, ESP_BUF_DEVICE, SIDE * SIDE * 2,
                                    VK_FORMAT_R32G32B32A32_UINT, "measurement", err);
 
@@ -59,20 +59,13 @@ static esp_status space_make(struct esp_space *sp, struct esp_batch *batch, stru
                              err)) ||
         (st = esp_buf_create(&sp->step, vk, ESP_BUF_UPLOAD, words * 4, VK_FORMAT_UNDEFINED, "measurement",
                              err)) ||
-        (st = esp_space_bind(sp, err)) || (st = esp_cmd_alloc(&cmd, vk, err)))
+        (st = esp_space_bind(sp, err)) || (st = esp_cmd_once_begin(&cmd, vk, err)))
         return st;
     esp_batch_init(batch, sp->step.map, ROWS, 1);
-    st = esp_cmd_begin(cmd, true, err);
-    if (!st) { /* ordinary numbers: zeros or subnormals would time something else */
-        vkCmdFillBuffer(cmd, sp->chunk[0].buf, 0, VK_WHOLE_SIZE, 0x3c243c24u);
-        vkCmdFillBuffer(cmd, sp->act.buf, 0, VK_WHOLE_SIZE, 0x3f000000u);
-        esp_cmd_barrier(cmd);
-        st = esp_cmd_end(cmd, err);
-    }
-    if (!st)
-        st = esp_submit_wait(vk, &cmd, 1, false, err);
-    esp_cmd_free(&cmd, vk);
-    return st;
+    /* ordinary numbers: zeros or subnormals would time something else */
+    vkCmdFillBuffer(cmd, sp->chunk[0].buf, 0, VK_WHOLE_SIZE, 0x3c243c24u);
+    vkCmdFillBuffer(cmd, sp->act.buf, 0, VK_WHOLE_SIZE, 0x3f000000u);
+    return esp_cmd_once_run(&cmd, vk, err);
 }
 
 static esp_status time_product(double *out, struct esp_space *sp, struct esp_batch *batch, uint32_t few,

@@ -32,19 +32,13 @@ struct esp_profile {
 /* A query must have been reset before it may be asked, even for whether it has anything to say. */
 static esp_status reset_all(struct esp_profile *p, struct esp_err *err)
 {
-    VkCommandBuffer cmd = VK_NULL_HANDLE;
-    esp_status st = esp_cmd_alloc(&cmd, p->vk, err);
+    VkCommandBuffer cmd;
+    esp_status st = esp_cmd_once_begin(&cmd, p->vk, err);
 
-    if (!st)
-        st = esp_cmd_begin(cmd, true, err);
-    if (!st) {
-        vkCmdResetQueryPool(cmd, p->pool, 0, 2 * MAX_SPANS);
-        st = esp_cmd_end(cmd, err);
-    }
-    if (!st)
-        st = esp_submit_wait(p->vk, &cmd, 1, false, err);
-    esp_cmd_free(&cmd, p->vk);
-    return st;
+    if (st)
+        return st;
+    vkCmdResetQueryPool(cmd, p->pool, 0, 2 * MAX_SPANS);
+    return esp_cmd_once_run(&cmd, p->vk, err);
 }
 
 esp_status esp_profile_create(struct esp_profile **out, struct esp_vk *vk, struct esp_err *err)

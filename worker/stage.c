@@ -91,21 +91,14 @@ static esp_status space_create(struct esp_stage *s, struct esp_err *err)
  * zero. */
 static esp_status space_clear(struct esp_stage *s, struct esp_err *err)
 {
-    VkCommandBuffer cmd = VK_NULL_HANDLE;
-    esp_status st = esp_cmd_alloc(&cmd, s->vk, err);
+    VkCommandBuffer cmd;
+    esp_status st = esp_cmd_once_begin(&cmd, s->vk, err);
 
-    if (!st)
-        st = esp_cmd_begin(cmd, true, err);
-    if (!st) {
-        vkCmdFillBuffer(cmd, s->space.act.buf, 0, VK_WHOLE_SIZE, 0);
-        vkCmdFillBuffer(cmd, s->space.kv.buf, 0, VK_WHOLE_SIZE, 0);
-        esp_cmd_barrier(cmd);
-        st = esp_cmd_end(cmd, err);
-    }
-    if (!st)
-        st = esp_submit_wait(s->vk, &cmd, 1, false, err);
-    esp_cmd_free(&cmd, s->vk);
-    return st;
+    if (st)
+        return st;
+    vkCmdFillBuffer(cmd, s->space.act.buf, 0, VK_WHOLE_SIZE, 0);
+    vkCmdFillBuffer(cmd, s->space.kv.buf, 0, VK_WHOLE_SIZE, 0);
+    return esp_cmd_once_run(&cmd, s->vk, err);
 }
 
 static esp_status books_create(struct esp_stage *s, uint32_t n_blocks, struct esp_err *err)

@@ -134,23 +134,17 @@ static esp_status cleanse(struct esp_stage *s, bool kv, struct esp_err *err)
         s->spec.embed
             ? kept + (VkDeviceSize)s->spec.max_images * s->c->vision.n_token * s->ps.at.features.stride * 16
             : all;
-    VkCommandBuffer cmd = VK_NULL_HANDLE;
-    esp_status st = esp_cmd_alloc(&cmd, s->vk, err);
+    VkCommandBuffer cmd;
+    esp_status st = esp_cmd_once_begin(&cmd, s->vk, err);
 
-    if (!st)
-        st = esp_cmd_begin(cmd, true, err);
     if (!st) {
         esp_cmd_barrier(cmd);
         if (kept)
             vkCmdFillBuffer(cmd, s->space.act.buf, 0, kept, 0);
         if (resume < all)
             vkCmdFillBuffer(cmd, s->space.act.buf, resume, all - resume, 0);
-        esp_cmd_barrier(cmd);
-        st = esp_cmd_end(cmd, err);
+        st = esp_cmd_once_run(&cmd, s->vk, err);
     }
-    if (!st)
-        st = esp_submit_wait(s->vk, &cmd, 1, false, err);
-    esp_cmd_free(&cmd, s->vk);
     for (uint32_t i = 0; !st && kv && i < s->ps.store_kv.n; i++)
         st = esp_submit_wait(s->vk, &s->ps.store_kv.seg[i].cmd, 1, false, err);
     if (st)

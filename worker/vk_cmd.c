@@ -99,3 +99,26 @@ esp_status esp_submit_wait(struct esp_vk *vk, const VkCommandBuffer *cmds, uint3
                         WAIT_NS_EACH * n / 1000000000ull);
     return esp_vk_check(r, "vkWaitSemaphores", err);
 }
+
+esp_status esp_cmd_once_begin(VkCommandBuffer *out, struct esp_vk *vk, struct esp_err *err)
+{
+    esp_status st = esp_cmd_alloc(out, vk, err);
+
+    if (!st)
+        st = esp_cmd_begin(*out, true, err);
+    if (st)
+        esp_cmd_free(out, vk);
+    return st;
+}
+
+esp_status esp_cmd_once_run(VkCommandBuffer *cmd, struct esp_vk *vk, struct esp_err *err)
+{
+    esp_status st;
+
+    esp_cmd_barrier(*cmd);
+    st = esp_cmd_end(*cmd, err);
+    if (!st)
+        st = esp_submit_wait(vk, cmd, 1, false, err);
+    esp_cmd_free(cmd, vk);
+    return st;
+}

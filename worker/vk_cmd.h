@@ -27,4 +27,9 @@ void esp_cmd_barrier_all(VkCommandBuffer cmd);
 esp_status esp_submit_wait(struct esp_vk *vk, const VkCommandBuffer *cmds, uint32_t n, bool apart,
                            struct esp_err *err);
 
+/** A command buffer for work done once, while loading or cleaning up: begun, to be recorded into and handed to run. */
+esp_status esp_cmd_once_begin(VkCommandBuffer *out, struct esp_vk *vk, struct esp_err *err);
+/** Orders what was recorded before all that comes later, submits it, sleeps until it is done; frees it in any case. */
+esp_status esp_cmd_once_run(VkCommandBuffer *cmd, struct esp_vk *vk, struct esp_err *err);
+
 #endif

@@ -21,7 +21,7 @@
 
 #include "proto/status.h"
 
-#define ESP_PROTO_VERSION  1u
+#define ESP_PROTO_VERSION  2u
 #define ESP_MAX_NAME       63          /* bytes of a worker's name */
 #define ESP_MAX_TEXT       65536       /* bytes of a prompt, a suffix, an error or a piece of text */
 #define ESP_MAX_ENDPOINT   255         /* bytes */
@@ -34,6 +34,12 @@
 #define ESP_MAX_K          256         /* candidates of a row */
 #define ESP_MAX_STAGES     1024
 #define ESP_MAX_BANS       4096
+#define ESP_MAX_TENSORS    65536
+#define ESP_MAX_KV_BLOCKS  (1u << 20) /* of a layer */
+#define ESP_TICKET_BYTES   32
+#define ESP_HASH_BYTES     32 /* of a chunk of weights */
+#define ESP_MIN_CHUNK      (64u << 10)
+#define ESP_MAX_CHUNK      (16u << 20)
 
 /** The oneof's field numbers. */
 enum esp_msg_kind {
@@ -46,12 +52,16 @@ enum esp_msg_kind {
     ESP_MSG_HEARTBEAT = 15,
     ESP_MSG_BYE = 16,
     ESP_MSG_ERROR = 17,
+    ESP_MSG_WARMED = 18,
+    ESP_MSG_MOVE = 19,
     ESP_MSG_ENCODE = 20,
     ESP_MSG_STORED = 21,
     ESP_MSG_STEP = 22,
     ESP_MSG_RESULT = 23,
     ESP_MSG_RELEASE = 24,
     ESP_MSG_TRACE = 25,
+    ESP_MSG_KV_BLOCKS = 26,
+    ESP_MSG_MOVED = 27,
     ESP_MSG_REQUEST = 30,
     ESP_MSG_ACCEPTED = 31,
     ESP_MSG_WAITING = 32,
@@ -59,7 +69,17 @@ enum esp_msg_kind {
     ESP_MSG_DONE = 34,
     ESP_MSG_CANCEL = 35,
     ESP_MSG_STATUS_QUERY = 36,
-    ESP_MSG_STATUS = 37
+    ESP_MSG_STATUS = 37,
+    ESP_MSG_RESUME = 38,
+    ESP_MSG_DRAIN = 39,
+    ESP_MSG_DRAINED = 40,
+    ESP_MSG_VERIFY_QUERY = 41,
+    ESP_MSG_VERIFY_REPORT = 42,
+    ESP_MSG_MANIFEST = 50,
+    ESP_MSG_FETCH = 51,
+    ESP_MSG_CHUNK = 52,
+    ESP_MSG_VERIFY = 53,
+    ESP_MSG_VERIFIED = 54
 };
 
 enum esp_payload {
@@ -87,6 +107,7 @@ struct esp_msg_hello {
     uint8_t fingerprint[32];
     const char *software;
     const char *key; /* of the data socket, in Z85; "" without keys */
+    bool wants_weights;
 };
 
 struct esp_msg_welcome {
@@ -97,6 +118,8 @@ struct esp_msg_heartbeat {
     uint64_t epoch;
     uint32_t n_queued;
     uint64_t kv_used_blocks;
+    uint64_t stamp, echo;
+    uint32_t n_seqs, n_images;
 };
 
 struct esp_msg_bye {
@@ -117,6 +140,21 @@ struct esp_msg_place {
     uint32_t max_rows, kv_tokens, max_seqs, max_images;
     bool final_softcap;
     const char *next_enc_key, *features_to_key, *next_dec_key; /* Z85; "" without keys */
+    uint64_t carry;
+    uint32_t n_moves;
+    bool warm;
+};
+
+struct esp_msg_warmed {
+    uint64_t epoch, loaded_bytes, weight_bytes;
+    double seconds;
+};
+
+struct esp_msg_move {
+    uint64_t epoch;
+    uint32_t dec_lo, dec_hi, n_images;
+    const uint64_t *images;
+    const char *to, *to_key;
 };
 
 struct esp_msg_loading {
@@ -128,6 +166,28 @@ struct esp_msg_ready {
     double load_seconds;
     uint64_t kv_blocks;
     uint32_t block_tokens;
+    uint64_t loaded_bytes;
+};
+
+struct esp_tensor_info {
+    uint32_t role, layer, dtype; /* dtype: 1 f32, 2 f16, 3 bf16 */
+    uint32_t n_dim;
+    const uint64_t *shape;
+};
+
+struct esp_msg_manifest { /* blob[0]: config.json; blob[1]: hashes, ESP_HASH_BYTES each */
+    uint8_t fingerprint[32];
+    uint32_t chunk_bytes, n_tensors;
+    const struct esp_tensor_info *tensors;
+};
+
+struct esp_msg_fetch {
+    uint32_t tensor, chunk;
+};
+
+struct esp_msg_chunk { /* blob[0]: 1 .. ESP_MAX_CHUNK bytes, unless `why` */
+    uint32_t tensor, chunk;
+    const char *why;
 };
 
 struct esp_stage_time {
@@ -201,6 +261,25 @@ struct esp_msg_release {
     const uint64_t *seqs, *images;
 };
 
+struct esp_kv_seq {
+    uint64_t seq;
+    uint32_t n_tok, n_blocks;
+    const uint32_t *blocks; /* each below total_blocks */
+};
+
+struct esp_msg_kv_blocks { /* blob[0], when n_blocks > 0: f32[n_blocks, block_tokens, width] */
+    uint64_t epoch;
+    uint32_t layer, first, n_blocks, total_blocks, block_tokens, width;
+    uint32_t n_seqs;
+    const struct esp_kv_seq *seqs;
+};
+
+struct esp_msg_moved {
+    uint64_t epoch;
+    uint32_t layer;
+    uint64_t kv_blocks, n_bytes;
+};
+
 struct esp_msg_trace { /* blob[0]: f32[rows, width] */
     uint64_t epoch, step, image, session;
     const char *name;
@@ -225,6 +304,13 @@ struct esp_msg_request { /* blob[0 .. n_images-1]: image files */
     bool score, no_eos, trace;
     uint32_t n_images;
     const char *const *image_names;
+    uint8_t ticket[ESP_TICKET_BYTES]; /* zeros: none */
+};
+
+struct esp_msg_resume {
+    uint8_t ticket[ESP_TICKET_BYTES];
+    uint64_t id;
+    uint32_t have;
 };
 
 struct esp_stage_info {
@@ -269,6 +355,7 @@ struct esp_msg_done {
     uint32_t n_hypotheses, n_times;
     const struct esp_hypothesis *hypotheses;
     double load, encode, prefill, decode, queue; /* seconds */
+    uint32_t images_cached, rebuilds;
     const struct esp_stage_time *times;
 };
 
@@ -280,11 +367,20 @@ struct esp_msg_status_query {
     uint64_t id;
 };
 
+struct esp_stage_plan {
+    double encode, prefill, decode; /* seconds: of a request's pictures, its prompt, one token */
+};
+
 struct esp_worker_status {
-    const char *name, *state;
+    const char *name, *state, *cause;
     struct esp_msg_device device;
     struct esp_stage_info stage;
     uint64_t done_bytes, total_bytes;
+    struct esp_stage_plan predicted, measured;
+    double rtt, busy;
+    uint32_t n_queued, n_seqs, n_images;
+    uint64_t kv_used_blocks, kv_blocks;
+    bool streams;
 };
 
 struct esp_msg_status {
@@ -292,7 +388,48 @@ struct esp_msg_status {
     bool ready;
     uint32_t n_sessions, n_queued, n_workers;
     const struct esp_worker_status *workers;
-    const char *why;
+    const char *why, *doing;
+    uint32_t n_waiting;
+    double tokens_per_second, uptime;
+    uint64_t n_tokens, n_steps, n_prefills, n_rebuilds, n_encodes, n_cached, n_losses, n_moves,
+        kv_moved_bytes, n_requests, kv_blocks, kv_used_blocks;
+    double latency, bottleneck;
+    uint32_t fewer;
+    double fewer_latency;
+};
+
+struct esp_msg_drain {
+    uint64_t id;
+    const char *worker;
+};
+
+struct esp_msg_drained {
+    uint64_t id, epoch, kv_bytes;
+    const char *worker;
+    uint32_t n_layers, n_images;
+    double seconds, pause;
+};
+
+struct esp_msg_verify {
+    uint64_t id, epoch;
+};
+
+struct esp_msg_verified {
+    uint64_t id, epoch;
+    const char *layer;
+    double error, limit;
+    uint32_t done, total;
+};
+
+struct esp_msg_verify_query {
+    uint64_t id;
+};
+
+struct esp_msg_verify_report {
+    uint64_t id;
+    const char *worker, *device, *driver, *layer, *why;
+    double error, limit;
+    uint32_t done, total, n_workers, n_left;
 };
 
 /**
@@ -335,6 +472,20 @@ struct esp_msg {
         struct esp_msg_cancel cancel;
         struct esp_msg_status_query status_query;
         struct esp_msg_status status;
+        struct esp_msg_warmed warmed;
+        struct esp_msg_move move;
+        struct esp_msg_kv_blocks kv_blocks;
+        struct esp_msg_moved moved;
+        struct esp_msg_resume resume;
+        struct esp_msg_drain drain;
+        struct esp_msg_drained drained;
+        struct esp_msg_verify_query verify_query;
+        struct esp_msg_verify_report verify_report;
+        struct esp_msg_manifest manifest;
+        struct esp_msg_fetch fetch;
+        struct esp_msg_chunk chunk;
+        struct esp_msg_verify verify;
+        struct esp_msg_verified verified;
     };
     uint32_t n_blobs;
     struct esp_blob blob[ESP_MAX_BLOBS];

@@ -344,7 +344,74 @@ esp_status esp_check_place(const struct esp_msg *msg, struct esp_err *err)
     if (dec && (m->max_rows == 0 || m->kv_tokens == 0 || m->max_seqs == 0))
         return bad(err, "decoder layers with max_rows %u, kv_tokens %u, max_seqs %u", m->max_rows,
                    m->kv_tokens, m->max_seqs);
+    if (m->carry >= m->epoch)
+        return bad(err, "carry: epoch %llu into epoch %llu", (unsigned long long)m->carry,
+                   (unsigned long long)m->epoch);
+    if (m->n_moves > 0 && (m->carry == 0 || m->warm))
+        return bad(err, "n_moves: %u, but nothing is carried", m->n_moves);
     return no_frames(msg, err);
+}
+
+esp_status esp_check_warmed(const struct esp_msg *msg, struct esp_err *err)
+{
+    const struct esp_msg_warmed *m = &msg->warmed;
+
+    if (m->loaded_bytes > m->weight_bytes)
+        return bad(err, "%llu bytes loaded of %llu", (unsigned long long)m->loaded_bytes,
+                   (unsigned long long)m->weight_bytes);
+    return no_frames(msg, err);
+}
+
+esp_status esp_check_move(const struct esp_msg *msg, struct esp_err *err)
+{
+    const struct esp_msg_move *m = &msg->move;
+
+    if (m->dec_lo > m->dec_hi)
+        return bad(err, "layers [%u,%u)", m->dec_lo, m->dec_hi);
+    if (m->dec_lo == m->dec_hi && m->n_images == 0)
+        return bad(err, "of nothing");
+    return no_frames(msg, err);
+}
+
+/* ---- weights over the wire ---- */
+
+esp_status esp_check_manifest(const struct esp_msg *msg, struct esp_err *err)
+{
+    const struct esp_msg_manifest *m = &msg->manifest;
+    uint64_t n_chunk = 0;
+
+    if (m->chunk_bytes & (m->chunk_bytes - 1))
+        return bad(err, "chunk_bytes: %u is no power of two", m->chunk_bytes);
+    if (m->n_tensors == 0)
+        return bad(err, "no tensors");
+    for (uint32_t i = 0; i < m->n_tensors; i++) {
+        const struct esp_tensor_info *t = &m->tensors[i];
+        size_t n = t->dtype == 1 ? 4 : 2; /* bytes */
+
+        if (t->n_dim == 0)
+            return bad(err, "tensors[%u]: no shape", i);
+        for (uint32_t d = 0; d < t->n_dim; d++)
+            if (!esp_mul(&n, n, t->shape[d]) || n > (size_t)1 << 40)
+                return bad(err, "tensors[%u]: too large", i);
+        n_chunk += (n + m->chunk_bytes - 1) / m->chunk_bytes; /* 2^16 tensors of 2^24 chunks at most */
+    }
+    if (msg->n_blobs != 2)
+        return bad(err, "%u raw frames, takes 2", msg->n_blobs);
+    if (msg->blob[0].n_bytes == 0 || msg->blob[0].n_bytes > ESP_MAX_HEADER)
+        return bad(err, "a config of %zu bytes, takes 1 .. %u", msg->blob[0].n_bytes, ESP_MAX_HEADER);
+    if (msg->blob[1].n_bytes / ESP_HASH_BYTES != n_chunk || msg->blob[1].n_bytes % ESP_HASH_BYTES)
+        return bad(err, "hashes of %zu bytes for %llu chunks", msg->blob[1].n_bytes,
+                   (unsigned long long)n_chunk);
+    return ESP_OK;
+}
+
+esp_status esp_check_chunk(const struct esp_msg *msg, struct esp_err *err)
+{
+    if (is_set(msg->chunk.why))
+        return no_frames(msg, err);
+    if (msg->n_blobs != 1 || msg->blob[0].n_bytes == 0 || msg->blob[0].n_bytes > ESP_MAX_CHUNK)
+        return bad(err, "%u raw frames, takes 1 of 1 .. %u bytes", msg->n_blobs, ESP_MAX_CHUNK);
+    return ESP_OK;
 }
 
 esp_status esp_check_loading(const struct esp_msg *msg, struct esp_err *err)
@@ -456,6 +523,36 @@ esp_status esp_check_result(const struct esp_msg *msg, struct esp_err *err)
     return one_tensor(msg, m->n_full, m->vocab, err);
 }
 
+esp_status esp_check_kv_blocks(const struct esp_msg *msg, struct esp_err *err)
+{
+    const struct esp_msg_kv_blocks *m = &msg->kv_blocks;
+    size_t row;
+
+    if (m->first > m->total_blocks || m->n_blocks > m->total_blocks - m->first)
+        return bad(err, "blocks [%u,%llu) of %u", m->first, (unsigned long long)m->first + m->n_blocks,
+                   m->total_blocks);
+    if (m->n_blocks == 0 && m->total_blocks > 0)
+        return bad(err, "no blocks of %u", m->total_blocks);
+    for (uint32_t i = 0; i < m->n_seqs; i++) {
+        const struct esp_kv_seq *s = &m->seqs[i];
+
+        if (((uint64_t)s->n_tok + m->block_tokens - 1) / m->block_tokens != s->n_blocks)
+            return bad(err, "seqs[%u]: %u blocks of %u for %u tokens", i, s->n_blocks, m->block_tokens,
+                       s->n_tok);
+        for (uint32_t j = 0; j < s->n_blocks; j++)
+            if (s->blocks[j] >= m->total_blocks)
+                return bad(err, "seqs[%u]: block %u of %u", i, s->blocks[j], m->total_blocks);
+        for (uint32_t j = 0; j < i; j++) /* at most 1024 of them */
+            if (m->seqs[j].seq == s->seq)
+                return bad(err, "seqs[%u]: sequence %llu twice", i, (unsigned long long)s->seq);
+    }
+    if (m->n_blocks == 0)
+        return no_frames(msg, err);
+    if (!esp_mul(&row, m->block_tokens, m->width) || row > UINT32_MAX)
+        return bad(err, "blocks of [%u,%u]", m->block_tokens, m->width);
+    return one_tensor(msg, m->n_blocks, (uint32_t)row, err);
+}
+
 esp_status esp_check_trace(const struct esp_msg *msg, struct esp_err *err)
 {
     const struct esp_msg_trace *m = &msg->trace;
@@ -483,6 +580,15 @@ esp_status esp_check_request(const struct esp_msg *msg, struct esp_err *err)
                        ESP_MAX_IMAGE_FILE);
     }
     return ESP_OK;
+}
+
+esp_status esp_check_resume(const struct esp_msg *msg, struct esp_err *err)
+{
+    static const uint8_t none[ESP_TICKET_BYTES];
+
+    if (memcmp(msg->resume.ticket, none, sizeof none) == 0)
+        return bad(err, "ticket: zeros");
+    return no_frames(msg, err);
 }
 
 static esp_status check_stage_info(const struct esp_stage_info *s, struct esp_err *err)
@@ -538,7 +644,7 @@ esp_status esp_check_done(const struct esp_msg *msg, struct esp_err *err)
 
 esp_status esp_check_status(const struct esp_msg *msg, struct esp_err *err)
 {
-    static const char *const states[] = {"joining", "loading", "ready", "spare", "failed"};
+    static const char *const states[] = {"joining", "loading", "ready", "spare", "draining", "failed"};
     const struct esp_msg_status *m = &msg->status;
 
     for (uint32_t i = 0; i < m->n_workers; i++) {
@@ -557,5 +663,21 @@ esp_status esp_check_status(const struct esp_msg *msg, struct esp_err *err)
             return st;
         }
     }
+    return no_frames(msg, err);
+}
+
+esp_status esp_check_verified(const struct esp_msg *msg, struct esp_err *err)
+{
+    if (msg->verified.done > msg->verified.total)
+        return bad(err, "%u done of %u", msg->verified.done, msg->verified.total);
+    return no_frames(msg, err);
+}
+
+esp_status esp_check_verify_report(const struct esp_msg *msg, struct esp_err *err)
+{
+    const struct esp_msg_verify_report *m = &msg->verify_report;
+
+    if (m->done > m->total || m->n_left > m->n_workers)
+        return bad(err, "%u done of %u, %u left of %u workers", m->done, m->total, m->n_left, m->n_workers);
     return no_frames(msg, err);
 }

@@ -52,6 +52,13 @@
 #define FLAT__(...)   FLAT_(__VA_ARGS__)
 #define FLAT(M, f, t) FLAT__(M, f, t)
 
+#define BYTES32_(cs, ps, f)                                                                                  \
+    {                                                                                                        \
+        .name = #f, .type = ESP_WIRE_KEY, .c = offsetof(struct cs, f), .p = offsetof(ps, f)                  \
+    }
+#define BYTES32__(...) BYTES32_(__VA_ARGS__)
+#define BYTES32(M, f)  BYTES32__(M, f)
+
 #define U32S(M, f, n) ARRAY_(M, f, n_##f, U32S, const uint32_t *, uint32_t *, n, .max = UINT32_MAX)
 #define U64S(M, f, n) ARRAY_(M, f, n_##f, U64S, const uint64_t *, uint64_t *, n, .min = 1, .max = UINT64_MAX)
 #define F64S(M, f, n) ARRAY_(M, f, n_##f, F64S, const double *, double *, n, .rule = ESP_RULE_FINITE)
@@ -88,12 +95,10 @@ static const struct esp_wire_field hello_fields[] = {
     STR(HELLO, name, NAME, 1, ESP_MAX_NAME),
     SUB(HELLO, device, device),
     STR(HELLO, endpoint, ENDPOINT, 1, ESP_MAX_ENDPOINT),
-    {.name = "fingerprint",
-     .type = ESP_WIRE_KEY,
-     .c = offsetof(struct esp_msg_hello, fingerprint),
-     .p = offsetof(Espalier__Hello, fingerprint)},
+    BYTES32(HELLO, fingerprint),
     STR(HELLO, software, LINE, 0, LABEL_MAX),
     STR(HELLO, key, KEY, 0, ESP_KEY_TEXT),
+    BOOL(HELLO, wants_weights),
 };
 TABLE(hello, HELLO, hello);
 
@@ -109,6 +114,10 @@ static const struct esp_wire_field heartbeat_fields[] = {
     U64(HEARTBEAT, epoch, 0),
     U32(HEARTBEAT, n_queued, 0, UINT32_MAX),
     U64(HEARTBEAT, kv_used_blocks, 0),
+    U64(HEARTBEAT, stamp, 0),
+    U64(HEARTBEAT, echo, 0),
+    U32(HEARTBEAT, n_seqs, 0, UINT32_MAX),
+    U32(HEARTBEAT, n_images, 0, UINT32_MAX),
 };
 TABLE(heartbeat, HEARTBEAT, heartbeat);
 
@@ -153,8 +162,31 @@ static const struct esp_wire_field place_fields[] = {
     STR(PLACE, next_enc_key, KEY, 0, ESP_KEY_TEXT),
     STR(PLACE, features_to_key, KEY, 0, ESP_KEY_TEXT),
     STR(PLACE, next_dec_key, KEY, 0, ESP_KEY_TEXT),
+    U64(PLACE, carry, 0),
+    U32(PLACE, n_moves, 0, ESP_MAX_STAGES),
+    BOOL(PLACE, warm),
 };
 TABLE(place, PLACE, place);
+
+#define WARMED esp_msg_warmed, Espalier__Warmed
+static const struct esp_wire_field warmed_fields[] = {
+    U64(WARMED, epoch, 1),
+    U64(WARMED, loaded_bytes, 0),
+    U64(WARMED, weight_bytes, 0),
+    F64(WARMED, seconds, NOT_NEGATIVE),
+};
+TABLE(warmed, WARMED, warmed);
+
+#define MOVE esp_msg_move, Espalier__Move
+static const struct esp_wire_field move_fields[] = {
+    U64(MOVE, epoch, 1),
+    U32(MOVE, dec_lo, 0, UINT32_MAX),
+    U32(MOVE, dec_hi, 0, UINT32_MAX),
+    U64S(MOVE, images, ESP_MAX_SEQS),
+    STR(MOVE, to, ENDPOINT, 1, ESP_MAX_ENDPOINT),
+    STR(MOVE, to_key, KEY, 0, ESP_KEY_TEXT),
+};
+TABLE(move, MOVE, move);
 
 #define LOADING esp_msg_loading, Espalier__Loading
 static const struct esp_wire_field loading_fields[] = {
@@ -173,8 +205,43 @@ static const struct esp_wire_field ready_fields[] = {
     F64(READY, load_seconds, NOT_NEGATIVE),
     U64(READY, kv_blocks, 0),
     U32(READY, block_tokens, 0, UINT32_MAX),
+    U64(READY, loaded_bytes, 0),
 };
 TABLE(ready, READY, ready);
+
+/* ---- weights over the wire ---- */
+
+#define TENSOR_INFO esp_tensor_info, Espalier__TensorInfo
+static const struct esp_wire_field tensor_info_fields[] = {
+    U32(TENSOR_INFO, role, 0, UINT32_MAX),
+    U32(TENSOR_INFO, layer, 0, UINT32_MAX),
+    U32(TENSOR_INFO, dtype, 1, 3),
+    ARRAY_(TENSOR_INFO, shape, n_dim, U64S, const uint64_t *, uint64_t *, 4, .min = 1, .max = UINT32_MAX),
+};
+TABLE(tensor_info, TENSOR_INFO, tensor_info);
+
+#define MANIFEST esp_msg_manifest, Espalier__Manifest
+static const struct esp_wire_field manifest_fields[] = {
+    BYTES32(MANIFEST, fingerprint),
+    U32(MANIFEST, chunk_bytes, ESP_MIN_CHUNK, ESP_MAX_CHUNK),
+    SUBS(MANIFEST, tensors, tensor_info, esp_tensor_info, Espalier__TensorInfo, ESP_MAX_TENSORS),
+};
+TABLE(manifest, MANIFEST, manifest);
+
+#define FETCH esp_msg_fetch, Espalier__Fetch
+static const struct esp_wire_field fetch_fields[] = {
+    U32(FETCH, tensor, 0, ESP_MAX_TENSORS - 1),
+    U32(FETCH, chunk, 0, UINT32_MAX),
+};
+TABLE(fetch, FETCH, fetch);
+
+#define CHUNK esp_msg_chunk, Espalier__Chunk
+static const struct esp_wire_field chunk_fields[] = {
+    U32(CHUNK, tensor, 0, ESP_MAX_TENSORS - 1),
+    U32(CHUNK, chunk, 0, UINT32_MAX),
+    STR(CHUNK, why, LINE, 0, ESP_MAX_TEXT),
+};
+TABLE(chunk, CHUNK, chunk);
 
 /* ---- data path ---- */
 
@@ -288,6 +355,36 @@ static const struct esp_wire_field release_fields[] = {
 };
 TABLE(release, RELEASE, release);
 
+#define KV_SEQ esp_kv_seq, Espalier__KvSeq
+static const struct esp_wire_field kv_seq_fields[] = {
+    U64(KV_SEQ, seq, 1),
+    U32(KV_SEQ, n_tok, 1, UINT32_MAX),
+    U32S(KV_SEQ, blocks, ESP_MAX_KV_BLOCKS),
+};
+TABLE(kv_seq, KV_SEQ, kv_seq);
+
+#define KV_BLOCKS esp_msg_kv_blocks, Espalier__KvBlocks
+static const struct esp_wire_field kv_blocks_fields[] = {
+    U64(KV_BLOCKS, epoch, 1),
+    U32(KV_BLOCKS, layer, 0, UINT32_MAX),
+    U32(KV_BLOCKS, first, 0, ESP_MAX_KV_BLOCKS),
+    U32(KV_BLOCKS, n_blocks, 0, ESP_MAX_KV_BLOCKS),
+    U32(KV_BLOCKS, total_blocks, 0, ESP_MAX_KV_BLOCKS),
+    U32(KV_BLOCKS, block_tokens, 1, ESP_MAX_ROWS),
+    U32(KV_BLOCKS, width, 1, UINT32_MAX),
+    SUBS(KV_BLOCKS, seqs, kv_seq, esp_kv_seq, Espalier__KvSeq, ESP_MAX_SEQS),
+};
+TABLE(kv_blocks, KV_BLOCKS, kv_blocks);
+
+#define MOVED esp_msg_moved, Espalier__Moved
+static const struct esp_wire_field moved_fields[] = {
+    U64(MOVED, epoch, 1),
+    U32(MOVED, layer, 0, UINT32_MAX),
+    U64(MOVED, kv_blocks, 0),
+    U64(MOVED, n_bytes, 0),
+};
+TABLE(moved, MOVED, moved);
+
 #define TRACE esp_msg_trace, Espalier__Trace
 static const struct esp_wire_field trace_fields[] = {
     U64(TRACE, epoch, 0),
@@ -332,8 +429,17 @@ static const struct esp_wire_field request_fields[] = {
     U32(REQUEST, n_images, 0, ESP_MAX_BLOBS),
     ARRAY_(REQUEST, image_names, n_images, STRS, const char *const *, char **, ESP_MAX_BLOBS,
            .rule = ESP_RULE_LINE, .max = LABEL_MAX, .counted = true),
+    BYTES32(REQUEST, ticket),
 };
 TABLE(request, REQUEST, request);
+
+#define RESUME esp_msg_resume, Espalier__Resume
+static const struct esp_wire_field resume_fields[] = {
+    BYTES32(RESUME, ticket),
+    U64(RESUME, id, 1),
+    U32(RESUME, have, 0, UINT32_MAX),
+};
+TABLE(resume, RESUME, resume);
 
 #define STAGE_INFO esp_stage_info, Espalier__StageInfo
 static const struct esp_wire_field stage_info_fields[] = {
@@ -390,8 +496,10 @@ TABLE(hypothesis, HYPOTHESIS, hypothesis);
 
 #define TIMING esp_msg_done, Espalier__Timing
 static const struct esp_wire_field timing_fields[] = {
-    F64(TIMING, load, NOT_NEGATIVE),   F64(TIMING, encode, NOT_NEGATIVE), F64(TIMING, prefill, NOT_NEGATIVE),
-    F64(TIMING, decode, NOT_NEGATIVE), F64(TIMING, queue, NOT_NEGATIVE),
+    F64(TIMING, load, NOT_NEGATIVE),      F64(TIMING, encode, NOT_NEGATIVE),
+    F64(TIMING, prefill, NOT_NEGATIVE),   F64(TIMING, decode, NOT_NEGATIVE),
+    F64(TIMING, queue, NOT_NEGATIVE),     U32(TIMING, images_cached, 0, UINT32_MAX),
+    U32(TIMING, rebuilds, 0, UINT32_MAX),
 };
 TABLE(timing, TIMING, timing);
 
@@ -417,6 +525,14 @@ static const struct esp_wire_field status_query_fields[] = {
 };
 TABLE(status_query, STATUS_QUERY, status_query);
 
+#define STAGE_PLAN esp_stage_plan, Espalier__StagePlan
+static const struct esp_wire_field stage_plan_fields[] = {
+    F64(STAGE_PLAN, encode, NOT_NEGATIVE),
+    F64(STAGE_PLAN, prefill, NOT_NEGATIVE),
+    F64(STAGE_PLAN, decode, NOT_NEGATIVE),
+};
+TABLE(stage_plan, STAGE_PLAN, stage_plan);
+
 #define WORKER_STATUS esp_worker_status, Espalier__WorkerStatus
 static const struct esp_wire_field worker_status_fields[] = {
     STR(WORKER_STATUS, name, NAME, 1, ESP_MAX_NAME),
@@ -425,6 +541,17 @@ static const struct esp_wire_field worker_status_fields[] = {
     SUB(WORKER_STATUS, stage, stage_info),
     U64(WORKER_STATUS, done_bytes, 0),
     U64(WORKER_STATUS, total_bytes, 0),
+    SUB(WORKER_STATUS, predicted, stage_plan),
+    SUB(WORKER_STATUS, measured, stage_plan),
+    F64(WORKER_STATUS, rtt, NOT_NEGATIVE),
+    U32(WORKER_STATUS, n_queued, 0, UINT32_MAX),
+    U64(WORKER_STATUS, kv_used_blocks, 0),
+    U64(WORKER_STATUS, kv_blocks, 0),
+    U32(WORKER_STATUS, n_seqs, 0, UINT32_MAX),
+    U32(WORKER_STATUS, n_images, 0, UINT32_MAX),
+    F64(WORKER_STATUS, busy, NOT_NEGATIVE),
+    STR(WORKER_STATUS, cause, LINE, 0, ESP_MAX_TEXT),
+    BOOL(WORKER_STATUS, streams),
 };
 TABLE(worker_status, WORKER_STATUS, worker_status);
 
@@ -437,8 +564,92 @@ static const struct esp_wire_field status_fields[] = {
     U32(STATUS, n_queued, 0, UINT32_MAX),
     SUBS(STATUS, workers, worker_status, esp_worker_status, Espalier__WorkerStatus, ESP_MAX_STAGES),
     STR(STATUS, why, LINE, 0, ESP_MAX_TEXT),
+    U32(STATUS, n_waiting, 0, UINT32_MAX),
+    F64(STATUS, tokens_per_second, NOT_NEGATIVE),
+    F64(STATUS, uptime, NOT_NEGATIVE),
+    U64(STATUS, n_tokens, 0),
+    U64(STATUS, n_steps, 0),
+    U64(STATUS, n_prefills, 0),
+    U64(STATUS, n_rebuilds, 0),
+    U64(STATUS, n_encodes, 0),
+    U64(STATUS, n_cached, 0),
+    U64(STATUS, n_losses, 0),
+    U64(STATUS, n_moves, 0),
+    U64(STATUS, kv_moved_bytes, 0),
+    U64(STATUS, n_requests, 0),
+    U64(STATUS, kv_blocks, 0),
+    U64(STATUS, kv_used_blocks, 0),
+    F64(STATUS, latency, NOT_NEGATIVE),
+    F64(STATUS, bottleneck, NOT_NEGATIVE),
+    U32(STATUS, fewer, 0, UINT32_MAX),
+    F64(STATUS, fewer_latency, NOT_NEGATIVE),
+    STR(STATUS, doing, LINE, 0, ESP_MAX_TEXT),
 };
 TABLE(status, STATUS, status);
+
+/* ---- operating ---- */
+
+#define DRAIN esp_msg_drain, Espalier__Drain
+static const struct esp_wire_field drain_fields[] = {
+    U64(DRAIN, id, 1),
+    STR(DRAIN, worker, NAME, 1, ESP_MAX_NAME),
+};
+TABLE(drain, DRAIN, drain);
+
+#define DRAINED esp_msg_drained, Espalier__Drained
+static const struct esp_wire_field drained_fields[] = {
+    U64(DRAINED, id, 1),
+    STR(DRAINED, worker, NAME, 1, ESP_MAX_NAME),
+    U64(DRAINED, epoch, 0),
+    U32(DRAINED, n_layers, 0, UINT32_MAX),
+    U64(DRAINED, kv_bytes, 0),
+    U32(DRAINED, n_images, 0, UINT32_MAX),
+    F64(DRAINED, seconds, NOT_NEGATIVE),
+    F64(DRAINED, pause, NOT_NEGATIVE),
+};
+TABLE(drained, DRAINED, drained);
+
+#define VERIFY esp_msg_verify, Espalier__Verify
+static const struct esp_wire_field verify_fields[] = {
+    U64(VERIFY, id, 1),
+    U64(VERIFY, epoch, 1),
+};
+TABLE(verify, VERIFY, verify);
+
+#define VERIFIED esp_msg_verified, Espalier__Verified
+static const struct esp_wire_field verified_fields[] = {
+    U64(VERIFIED, id, 1),
+    U64(VERIFIED, epoch, 1),
+    STR(VERIFIED, layer, NAME, 1, ESP_MAX_NAME),
+    F64(VERIFIED, error, NOT_NEGATIVE),
+    F64(VERIFIED, limit, NOT_NEGATIVE),
+    U32(VERIFIED, done, 1, UINT32_MAX),
+    U32(VERIFIED, total, 1, UINT32_MAX),
+};
+TABLE(verified, VERIFIED, verified);
+
+#define VERIFY_QUERY esp_msg_verify_query, Espalier__VerifyQuery
+static const struct esp_wire_field verify_query_fields[] = {
+    U64(VERIFY_QUERY, id, 1),
+};
+TABLE(verify_query, VERIFY_QUERY, verify_query);
+
+#define VERIFY_REPORT esp_msg_verify_report, Espalier__VerifyReport
+static const struct esp_wire_field verify_report_fields[] = {
+    U64(VERIFY_REPORT, id, 1),
+    STR(VERIFY_REPORT, worker, NAME, 0, ESP_MAX_NAME),
+    STR(VERIFY_REPORT, device, LINE, 0, LABEL_MAX),
+    STR(VERIFY_REPORT, driver, LINE, 0, LABEL_MAX),
+    STR(VERIFY_REPORT, layer, NAME, 0, ESP_MAX_NAME),
+    F64(VERIFY_REPORT, error, NOT_NEGATIVE),
+    F64(VERIFY_REPORT, limit, NOT_NEGATIVE),
+    U32(VERIFY_REPORT, done, 0, UINT32_MAX),
+    U32(VERIFY_REPORT, total, 0, UINT32_MAX),
+    U32(VERIFY_REPORT, n_workers, 0, ESP_MAX_STAGES),
+    U32(VERIFY_REPORT, n_left, 0, ESP_MAX_STAGES),
+    STR(VERIFY_REPORT, why, LINE, 0, ESP_MAX_TEXT),
+};
+TABLE(verify_report, VERIFY_REPORT, verify_report);
 
 /* ---- kinds ---- */
 
@@ -471,6 +682,20 @@ static const struct esp_wire_kind kinds[] = {
     KIND(CANCEL, cancel, esp_check_plain),
     KIND(STATUS_QUERY, status_query, esp_check_plain),
     KIND(STATUS, status, esp_check_status),
+    KIND(WARMED, warmed, esp_check_warmed),
+    KIND(MOVE, move, esp_check_move),
+    KIND(KV_BLOCKS, kv_blocks, esp_check_kv_blocks),
+    KIND(MOVED, moved, esp_check_plain),
+    KIND(RESUME, resume, esp_check_resume),
+    KIND(DRAIN, drain, esp_check_plain),
+    KIND(DRAINED, drained, esp_check_plain),
+    KIND(VERIFY_QUERY, verify_query, esp_check_plain),
+    KIND(VERIFY_REPORT, verify_report, esp_check_verify_report),
+    KIND(MANIFEST, manifest, esp_check_manifest),
+    KIND(FETCH, fetch, esp_check_plain),
+    KIND(CHUNK, chunk, esp_check_chunk),
+    KIND(VERIFY, verify, esp_check_plain),
+    KIND(VERIFIED, verified, esp_check_verified),
 };
 
 const struct esp_wire_kind *esp_wire_kind_find(enum esp_msg_kind kind)

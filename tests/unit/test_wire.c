@@ -290,7 +290,7 @@ static void test_large_messages(void **state)
 /* What we would send wrongly does not leave. */
 static void test_pack_refuses(void **state)
 {
-    static const struct esp_msg none = {.kind = ESP_MSG_NONE}, odd = {.kind = (enum esp_msg_kind)18};
+    static const struct esp_msg none = {.kind = ESP_MSG_NONE}, odd = {.kind = (enum esp_msg_kind)28};
     static const struct esp_msg no_array = {.kind = ESP_MSG_RELEASE, .release = {.epoch = 1, .n_seqs = 1}};
     static const struct esp_msg no_data = {.kind = ESP_MSG_ENCODE, .n_blobs = 1, .blob = {{.n_bytes = 4}}};
     static const struct esp_msg many = {.kind = ESP_MSG_BYE, .n_blobs = ESP_MAX_BLOBS + 1};
@@ -306,7 +306,7 @@ static void test_pack_refuses(void **state)
         const char *expect;
     } cases[] = {
         {&none, "unknown kind of message 0"},
-        {&odd, "unknown kind of message 18"},
+        {&odd, "unknown kind of message 28"},
         {&no_array, "release: seqs: 1 entries and no array"},
         {&no_data, "encode: raw frame without data"},
         {&many, "bye: 65 raw frames, at most 64"},

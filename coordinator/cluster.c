@@ -135,6 +135,7 @@ static void place_spare(const struct esp_cluster *cluster, struct esp_worker *w)
     w->state = ESP_WORKER_SPARE;
     w->done_bytes = w->total_bytes = 0;
     memset(&w->ready, 0, sizeof w->ready);
+    w->predicted = (struct esp_stage_plan){0};
 }
 
 /* What the model's weights take a number on a device: the widest type of its large tensors, as stored. */
@@ -194,6 +195,8 @@ static void place_stage(const struct esp_cluster *cluster, struct esp_worker *w,
     w->done_bytes = 0;
     w->total_bytes = stage->weight_bytes; /* until it tells better */
     memset(&w->ready, 0, sizeof w->ready);
+    w->predicted = (struct esp_stage_plan){
+        .encode = stage->encode_seconds, .prefill = stage->prefill_seconds, .decode = stage->decode_seconds};
     w->place = (struct esp_msg_place){.epoch = cluster->epoch,
                                       .enc_lo = stage->enc_lo,
                                       .enc_hi = stage->enc_hi,
@@ -257,6 +260,10 @@ esp_status esp_cluster_plan(struct esp_cluster *cluster, struct esp_roster *rost
     cluster->n_stages = p->n_stage;
     cluster->n_enc = p->n_enc_stage;
     cluster->n_dec = p->n_dec_stage;
+    cluster->latency = p->latency_seconds;
+    cluster->bottleneck = p->bottleneck_seconds;
+    cluster->fewer = p->fewer;
+    cluster->fewer_latency = p->fewer_seconds;
     cluster->placed = true;
 done:
     free(p);

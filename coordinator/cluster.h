@@ -34,6 +34,10 @@ struct esp_cluster {
     struct esp_worker *enc[ESP_MAX_STAGES];   /* encoder stages in order */
     struct esp_worker *dec[ESP_MAX_STAGES];   /* decoder stages in order */
     struct esp_worker *stage[ESP_MAX_STAGES]; /* each once, encoder stages first */
+    /* What it was placed for: seconds of one request alone, of its busiest stage, and of so many workers alone that
+     * would be faster (0: none would). */
+    double latency, bottleneck, fewer_latency;
+    uint32_t fewer;
 };
 
 /**

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "coordinator/meter.h"
 #include "model/checkpoint.h"
 #include "proto/link.h"
 #include "proto/status.h"
@@ -24,6 +25,15 @@ enum esp_worker_state {
 };
 
 #define ESP_DEVICE_TEXT_MAX 256 /* bytes of each string of a device report that we keep */
+
+/** What a worker's messages tell of how it does; server_status.c keeps it. */
+struct esp_worker_tally {
+    double rtt;            /* seconds to it and back, a mean; 0: not known yet */
+    struct esp_meter busy; /* seconds that its device computed */
+    struct esp_stage_plan
+        measured; /* means of a picture, a prefill, a decoding step of the layers below; 0: none yet */
+    uint32_t enc_lo, enc_hi, dec_lo, dec_hi;
+};
 
 struct esp_worker {
     struct esp_peer peer;
@@ -41,8 +51,10 @@ struct esp_worker {
     uint64_t done_bytes, total_bytes; /* loading */
     struct esp_msg_ready ready;       /* of `epoch`, once READY */
     struct esp_msg_heartbeat beat;    /* the last one */
-    char cause[ESP_ERR_TEXT_MAX];     /* FAILED or lost: why */
-    bool lost;                        /* a message could not be sent: to be removed */
+    struct esp_stage_plan predicted;  /* of its layers, by its rates; zeros for a spare */
+    struct esp_worker_tally tally;
+    char cause[ESP_ERR_TEXT_MAX]; /* FAILED or lost: why */
+    bool lost;                    /* a message could not be sent: to be removed */
 };
 
 struct esp_roster;

@@ -78,7 +78,7 @@ esp_status esp_server_create(struct esp_server **out, const struct esp_server_op
     }
     sv->opt = *options;
     sv->log = log;
-    sv->waiting_since = esp_server_now();
+    sv->waiting_since = sv->started_at = esp_server_now();
     if (!sv->opt.heartbeat_ms)
         sv->opt.heartbeat_ms = HEARTBEAT_MS;
     if (!sv->opt.timeout_ms)

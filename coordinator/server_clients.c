@@ -91,6 +91,7 @@ static void on_request(struct esp_server *sv, const struct esp_peer *from, struc
     esp_log(sv->log, ESP_LOG_DEBUG, "session=%" PRIu64 " request=%" PRIu64 " images=%u", s->id, id,
             s->n_images);
     sv->last_session = s->id;
+    sv->counts.n_requests++;
     s->with_thread = true;
     job->session = s->id;
     job->request = *msg; /* taken whole: the files are not copied */
@@ -125,41 +126,6 @@ void esp_server_drop_client(struct esp_server *sv, const struct esp_peer *peer)
             client_gone(sv, s);
 }
 
-/* ---- status ---- */
-
-static void on_status_query(struct esp_server *sv, const struct esp_peer *from, uint64_t id)
-{
-    const uint32_t n = esp_roster_count(sv->roster);
-    struct esp_worker_status *workers = calloc(n ? n : 1, sizeof *workers);
-    struct esp_msg msg = {.kind = ESP_MSG_STATUS};
-
-    if (!workers) {
-        esp_server_tell_error(sv, from, id, ESP_E_NOMEM, "the list of workers");
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        const struct esp_worker *w = esp_roster_at(sv->roster, i);
-
-        workers[i].name = w->name;
-        workers[i].state = esp_worker_state_name(w->state);
-        workers[i].device = w->device;
-        workers[i].done_bytes = w->done_bytes;
-        workers[i].total_bytes = w->total_bytes;
-        if (esp_cluster_has(&sv->cluster, w))
-            esp_cluster_info(&workers[i].stage, w);
-    }
-    msg.status = (struct esp_msg_status){.id = id,
-                                         .epoch = sv->cluster.epoch,
-                                         .ready = sv->cluster.ready,
-                                         .n_sessions = esp_sched_n_live(sv->sched),
-                                         .n_queued = esp_sched_n_queued(sv->sched),
-                                         .n_workers = n,
-                                         .workers = workers,
-                                         .why = sv->cluster.ready ? "" : sv->why.text};
-    (void)esp_link_send(sv->link, from, &msg, NULL); /* who asked and went needs no answer */
-    free(workers);
-}
-
 void esp_server_from_client(struct esp_server *sv, const struct esp_peer *from, struct esp_msg *msg)
 {
     struct esp_session *s;
@@ -174,7 +140,7 @@ void esp_server_from_client(struct esp_server *sv, const struct esp_peer *from, 
             end_as_cancelled(sv, s);
         break;
     default: /* ESP_MSG_STATUS_QUERY */
-        on_status_query(sv, from, msg->status_query.id);
+        esp_server_tell_status(sv, from, msg->status_query.id);
         break;
     }
 }

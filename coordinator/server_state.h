@@ -1,8 +1,9 @@
-/* What server.c, server_workers.c, server_work.c and server_clients.c share; nobody else includes it. */
+/* What the files server*.c share; nobody else includes it. */
 #ifndef ESP_COORDINATOR_SERVER_STATE_H
 #define ESP_COORDINATOR_SERVER_STATE_H
 
 #include "coordinator/cluster.h"
+#include "coordinator/meter.h"
 #include "coordinator/prepare.h"
 #include "coordinator/roster.h"
 #include "coordinator/sched.h"
@@ -23,6 +24,14 @@ struct esp_parked_hello {
     struct esp_peer from;
     double since;
     struct esp_msg msg;
+};
+
+/** Since the start. */
+struct esp_server_counts {
+    uint64_t n_requests, n_tokens, n_steps, n_prefills, n_encodes;
+    uint64_t n_losses;       /* stages that were lost */
+    uint64_t n_moves;        /* placements that carried on from the one before */
+    uint64_t kv_moved_bytes; /* by them */
 };
 
 struct esp_server {
@@ -51,6 +60,11 @@ struct esp_server {
     struct esp_err why; /* while not ready: what is missing, or broken */
     uint64_t last_session;
     size_t file_bytes; /* of requests with the preparation thread */
+
+    double started_at;
+    struct esp_server_counts counts;
+    struct esp_meter token_meter;
+    char doing[96]; /* "" or what goes on, for people: "moving layers of w2" */
 };
 
 /** Seconds of a clock that only goes forward. */
@@ -87,6 +101,21 @@ void esp_server_from_stage(struct esp_server *sv, struct esp_worker *worker, str
 
 /** Sends whatever the scheduler has: pictures, steps, releases. */
 void esp_server_dispatch(struct esp_server *sv);
+
+/* ---- server_status.c ---- */
+
+/** What a picture's or a step's way told of the stages. */
+void esp_server_count_stored(struct esp_server *sv, const struct esp_msg_stored *stored);
+void esp_server_count_result(struct esp_server *sv, const struct esp_msg_step *step,
+                             const struct esp_msg_result *result);
+
+/** Our clock as a Heartbeat carries it. */
+uint64_t esp_server_stamp(void);
+
+/** Keeps a worker's heartbeat, and how long the one that it echoes was on its way. */
+void esp_server_take_beat(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_heartbeat *beat);
+
+void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, uint64_t id);
 
 /* ---- server_clients.c ---- */
 

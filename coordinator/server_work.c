@@ -22,6 +22,7 @@ static void on_stored(struct esp_server *sv, struct esp_worker *w, const struct 
                 esp_session_add_times(s, stored->n_times, stored->times);
                 break;
             }
+    esp_server_count_stored(sv, stored);
     esp_sched_stored(sv->sched, f, NULL, esp_server_now());
 }
 
@@ -99,6 +100,7 @@ static void on_result(struct esp_server *sv, struct esp_worker *w, struct esp_ms
         esp_err_prefix(&err, "a result that does not answer step %" PRIu64 ": ", f->step.id);
         esp_server_drop_worker(sv, w, err.code, err.text, true);
     } else {
+        esp_server_count_result(sv, &f->step, &msg->result);
         take_rows(sv, w, f, &msg->result, full);
         esp_sched_land(sv->sched, &f);
     }
@@ -190,6 +192,7 @@ static void send_picture(struct esp_server *sv, struct esp_session *s, uint32_t 
                                          .width = side,
                                          .trace = s->trace};
     msg.blob[0] = (struct esp_blob){.data = s->job->pixels + i * n, .n_bytes = n * sizeof(float)};
+    sv->counts.n_encodes++;
     esp_server_tell_worker(sv, sv->cluster.enc[0], &msg);
 }
 
@@ -225,6 +228,9 @@ void esp_server_dispatch(struct esp_server *sv)
         msg.blob[0] = (struct esp_blob){.data = f->ids, .n_bytes = f->step.rows * sizeof *f->ids};
         esp_log(sv->log, ESP_LOG_TRACE, "step=%" PRIu64 " rows=%u seqs=%u", f->step.id, f->step.rows,
                 f->step.n_seqs);
+        sv->counts.n_steps++;
+        for (uint32_t i = 0; i < f->step.n_seqs; i++)
+            sv->counts.n_prefills += f->step.seqs[i].pos == 0;
         esp_server_tell_worker(sv, sv->cluster.dec[0], &msg);
     }
 }

@@ -102,6 +102,7 @@ void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_sta
             was_stage ? "replace" : "forget");
     if (tell)
         esp_server_tell_error(sv, &w->peer, 0, code, text);
+    sv->counts.n_losses += was_stage;
     if (was_stage)
         lose_cluster(sv, err.code, err.text);
     esp_roster_remove(sv->roster, &w);
@@ -315,7 +316,7 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
         if (msg->heartbeat.epoch > w->epoch)
             esp_server_drop_worker(sv, w, ESP_E_PROTO, "a heartbeat of an epoch that has not been", true);
         else
-            w->beat = msg->heartbeat;
+            esp_server_take_beat(sv, w, &msg->heartbeat);
         break;
     case ESP_MSG_BYE:
         snprintf(text, sizeof text, "left: %s", msg->bye.why[0] ? msg->bye.why : "it said no reason");
@@ -379,6 +380,7 @@ void esp_server_watch(struct esp_server *sv, double now)
         for (uint32_t i = 0; i < esp_roster_count(sv->roster); i++) {
             struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
             msg.heartbeat.epoch = sv->cluster.epoch;
+            msg.heartbeat.stamp = esp_server_stamp();
             esp_server_tell_worker(sv, esp_roster_at(sv->roster, i), &msg);
         }
         sv->next_beat = now + sv->opt.heartbeat_ms / 1000.0;

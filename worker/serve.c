@@ -60,7 +60,7 @@ static void check_clock(struct esp_serve *s)
     else if (!s->joined && now - s->hello_ns >= s->hello_wait_ns)
         esp_serve_hello(s);
     else if (s->joined && now - s->beat_ns >= s->heartbeat_ns)
-        esp_serve_beat(s);
+        esp_serve_beat(s, 0);
 }
 
 /** Milliseconds until check_clock has something to do, rounded up. */

@@ -33,14 +33,16 @@ static esp_status on_welcome(struct esp_serve *s, enum esp_source from, struct e
         s->asked = false;
         s->generation++; /* what an earlier conversation asked for is nothing to tell in this one */
     }
-    esp_serve_beat(s);
+    esp_serve_beat(s, 0);
     return ESP_OK;
 }
 
 static esp_status on_heartbeat(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
                                struct esp_err *err)
 {
-    return ESP_OK; /* that it came is all it says */
+    if (s->joined && msg->heartbeat.stamp > 0)
+        esp_serve_beat(s, msg->heartbeat.stamp);
+    return ESP_OK; /* that it came is all that it says besides */
 }
 
 static esp_status on_bye(struct esp_serve *s, enum esp_source from, struct esp_msg *msg, struct esp_err *err)

@@ -151,7 +151,7 @@ void esp_serve_lose(struct esp_serve *s, const char *why)
     s->joined = s->asked = false;
 }
 
-void esp_serve_beat(struct esp_serve *s)
+void esp_serve_beat(struct esp_serve *s, uint64_t echo)
 {
     struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
     uint64_t n_bytes;
@@ -160,6 +160,7 @@ void esp_serve_beat(struct esp_serve *s)
         s->fresh ? 0 : s->epoch; /* an epoch of another conversation means nothing in this one */
     esp_runner_load(s->runner, &msg.heartbeat.n_queued, &n_bytes);
     msg.heartbeat.kv_used_blocks = esp_runner_kv_used(s->runner);
+    msg.heartbeat.echo = echo;
     s->beat_ns = esp_now_ns();
     esp_outbox_try(&s->control, &msg,
                    NULL); /* if its queue is full the coordinator has worse to care about */

@@ -64,7 +64,8 @@ void esp_serve_check_keys(struct esp_serve *s);
 
 /** Dials the coordinator, anew if need be, and says Hello. */
 void esp_serve_hello(struct esp_serve *s);
-void esp_serve_beat(struct esp_serve *s);
+/** Says that we are here, how we are, and when the coordinator sent the heartbeat that this one answers (0: none). */
+void esp_serve_beat(struct esp_serve *s, uint64_t echo);
 
 /** The coordinator is gone or knows us no more. The stage stays as it is; the clock says Hello again. */
 void esp_serve_lose(struct esp_serve *s, const char *why);

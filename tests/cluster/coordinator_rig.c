@@ -474,6 +474,12 @@ static void on_worker(struct rig *rig, int i, struct esp_msg *msg)
         w->welcome = true;
         break;
     case ESP_MSG_HEARTBEAT:
+        if (msg->heartbeat.stamp > 0 && !w->mute) {
+            struct esp_msg echo = {.kind = ESP_MSG_HEARTBEAT};
+            echo.heartbeat =
+                (struct esp_msg_heartbeat){.epoch = w->place.epoch, .echo = msg->heartbeat.stamp};
+            (void)esp_link_send(w->link, NULL, &echo, NULL);
+        }
         break;
     case ESP_MSG_BYE:
         w->bye = true;

@@ -1,5 +1,6 @@
 #include "cli/args.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -184,6 +185,10 @@ static int take(const struct esp_command_help *command, const struct esp_arg *a,
         return take_list(command, a, text);
     case ESP_ARG_IDS:
         return take_ids(command, a, text);
+    case ESP_ARG_U32_OPT:
+        if (!text)
+            return ESP_ARGS_GO_ON;
+        /* fallthrough */
     case ESP_ARG_U32:
         return parse_u32(a->out, a, text, strlen(text)) ? ESP_ARGS_GO_ON : bad_range(command, a, text);
     case ESP_ARG_REAL:
@@ -270,6 +275,14 @@ static bool takes_value(const struct esp_arg *a)
     return a->kind != ESP_ARG_FLAG && a->kind != ESP_ARG_COUNT;
 }
 
+/* The argument behind an option, where it is that option's value; NULL: it has none. */
+static char *value_behind(const struct esp_arg *a, char **argv, int argc, int *i)
+{
+    if (*i + 1 >= argc || (a->kind == ESP_ARG_U32_OPT && !isdigit((unsigned char)argv[*i + 1][0])))
+        return NULL;
+    return argv[++*i];
+}
+
 int esp_args_parse(const struct esp_command_help *command, const struct esp_arg_group *groups, int argc,
                    char **argv, char ***rest, int *n_rest)
 {
@@ -299,9 +312,9 @@ int esp_args_parse(const struct esp_command_help *command, const struct esp_arg_
             if (!takes_value(a) && value)
                 return esp_args_bad(command, "--%s takes no value", a->name);
             if (takes_value(a) && !value) {
-                if (i + 1 >= argc)
+                value = value_behind(a, argv, argc, &i);
+                if (!value && a->kind != ESP_ARG_U32_OPT)
                     return esp_args_bad(command, "--%s needs a value: --%s %s", a->name, a->name, a->value);
-                value = argv[++i];
             }
             r = take(command, a, value);
             if (r != ESP_ARGS_GO_ON)
@@ -318,11 +331,8 @@ int esp_args_parse(const struct esp_command_help *command, const struct esp_arg_
                 if (!a)
                     return esp_args_bad(command, "there is no option -%c", *p);
                 if (takes_value(a)) {
-                    if (p[1])
-                        value = p + 1;
-                    else if (i + 1 < argc)
-                        value = argv[++i];
-                    else
+                    value = p[1] ? p + 1 : value_behind(a, argv, argc, &i);
+                    if (!value && a->kind != ESP_ARG_U32_OPT)
                         return esp_args_bad(command, "-%c needs a value: -%c %s", *p, *p, a->value);
                 }
                 r = take(command, a, value);

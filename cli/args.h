@@ -4,6 +4,7 @@
  *
  * Long options take their value as --name=value or as the next argument, whatever that looks like; one-letter
  * options may be run together (-vv). Options may stand before and after the other arguments; `--` ends them.
+ * The value of an ESP_ARG_U32_OPT may be left out, and the next argument is taken for it only if it is a number.
  * A lone `-` is an ordinary argument. An option given twice: the last one holds, except where it collects.
  */
 #ifndef ESP_CLI_ARGS_H
@@ -31,15 +32,16 @@ struct esp_ids {
 
 /** What `out` points to. */
 enum esp_arg_kind {
-    ESP_ARG_FLAG,  /* bool: set to true */
-    ESP_ARG_COUNT, /* unsigned: one more each time */
-    ESP_ARG_TEXT,  /* const char *, borrowed from argv */
-    ESP_ARG_TEXTS, /* struct esp_texts: one more each time */
-    ESP_ARG_LIST,  /* struct esp_texts: a,b,c; none of them empty */
-    ESP_ARG_U32,   /* uint32_t, min .. max */
-    ESP_ARG_U64,   /* uint64_t, any */
-    ESP_ARG_IDS,   /* struct esp_ids: 1,2,3, each min .. max */
-    ESP_ARG_REAL   /* double, min .. max, finite */
+    ESP_ARG_FLAG,    /* bool: set to true */
+    ESP_ARG_COUNT,   /* unsigned: one more each time */
+    ESP_ARG_TEXT,    /* const char *, borrowed from argv */
+    ESP_ARG_TEXTS,   /* struct esp_texts: one more each time */
+    ESP_ARG_LIST,    /* struct esp_texts: a,b,c; none of them empty */
+    ESP_ARG_U32,     /* uint32_t, min .. max */
+    ESP_ARG_U32_OPT, /* the same; without a value it stays as it is */
+    ESP_ARG_U64,     /* uint64_t, any */
+    ESP_ARG_IDS,     /* struct esp_ids: 1,2,3, each min .. max */
+    ESP_ARG_REAL     /* double, min .. max, finite */
 };
 
 struct esp_arg {

@@ -376,3 +376,80 @@ esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, stru
         esp_reply_finish(out);
     return st;
 }
+
+/* ---- orders ---- */
+
+/* Which order a message is about; 0: none. */
+static uint64_t about(const struct esp_msg *msg)
+{
+    switch (msg->kind) {
+    case ESP_MSG_WAITING:
+        return msg->waiting.session;
+    case ESP_MSG_DRAINED:
+        return msg->drained.id;
+    case ESP_MSG_VERIFY_REPORT:
+        return msg->verify_report.id;
+    case ESP_MSG_ERROR:
+        return msg->error.session;
+    default:
+        return 0;
+    }
+}
+
+static void set_order_id(struct esp_msg *order, uint64_t id)
+{
+    if (order->kind == ESP_MSG_DRAIN)
+        order->drain.id = id;
+    else
+        order->verify_query.id = id;
+}
+
+esp_status esp_client_order(struct esp_client *client, struct esp_msg *order, int timeout_ms,
+                            bool (*heard)(void *self, const struct esp_msg *msg), void *self,
+                            struct esp_err *err)
+{
+    struct esp_msg msg;
+    esp_status st = esp_client_status(&msg, client, timeout_ms, err); /* a sign, and since when it is there */
+    double uptime = st ? 0 : msg.status.uptime;
+    uint64_t id, probe = 0;
+    bool last = false;
+
+    if (st)
+        return st;
+    esp_msg_finish(&msg);
+    id = ++client->last_id;
+    set_order_id(order, id);
+    st = send_soon(client, order, esp_now_ms() + ANSWER_MS, err);
+    while (st == ESP_OK && !last) {
+        st = next(client, &msg, esp_now_ms() + (probe ? ANSWER_MS : QUIET_MS), err);
+        if (st == ESP_E_TIMEOUT && !probe) {
+            struct esp_msg query = {.kind = ESP_MSG_STATUS_QUERY};
+
+            query.status_query.id = probe = ++client->last_id;
+            st = esp_link_send(client->link, NULL, &query, err);
+            continue;
+        }
+        if (st)
+            break;
+        if (msg.kind == ESP_MSG_STATUS && msg.status.id == probe) {
+            if (msg.status.uptime < uptime)
+                st = esp_fail(err, ESP_E_CLOSED, "%s was restarted, and knows nothing of this any more",
+                              client->endpoint);
+            uptime = msg.status.uptime;
+            probe = 0;
+        } else if (msg.kind == ESP_MSG_ERROR && (about(&msg) == id || about(&msg) == 0)) {
+            st = esp_fail(err, msg.error.code, "%s",
+                          msg.error.text[0] ? msg.error.text : esp_status_name(msg.error.code));
+        } else if (about(&msg) == id) {
+            last = heard(self, &msg);
+        }
+        esp_msg_finish(&msg);
+    }
+    if (st == ESP_E_CANCELLED && order->kind == ESP_MSG_VERIFY_QUERY) { /* half a drain would help nobody */
+        struct esp_reply none = {0};
+        struct asking ask = {.client = client, .reply = &none, .id = id};
+
+        cancel(&ask);
+    }
+    return st;
+}

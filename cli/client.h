@@ -58,6 +58,18 @@ esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, stru
 esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int timeout_ms,
                              struct esp_err *err);
 
+/**
+ * Sends an order (ESP_MSG_DRAIN or ESP_MSG_VERIFY_QUERY, whose id is set here) and hands every message about it to
+ * `heard`, until that returns true: it was the last. Progress may be silent for long; that the coordinator is still the
+ * same one is asked for meanwhile.
+ * @param timeout_ms  for the first sign that somebody is there
+ * Errors: what the coordinator's Error says; ESP_E_CANCELLED after a signal: a verification ends, a drain goes on
+ * all the same; ESP_E_CLOSED if it was restarted; as esp_client_status.
+ */
+esp_status esp_client_order(struct esp_client *client, struct esp_msg *order, int timeout_ms,
+                            bool (*heard)(void *self, const struct esp_msg *msg), void *self,
+                            struct esp_err *err);
+
 /** Sleeps for so long, or until a signal (ESP_E_CANCELLED) or a child's end (ESP_E_CLOSED). */
 esp_status esp_client_sleep(struct esp_client *client, int ms, struct esp_err *err);
 

@@ -5,10 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 
-/* json_object_set_new takes a NULL value for an error, so a chain of these needs one look at the end. */
-#define SET(object, key, value) (ok &= json_object_set_new((object), (key), (value)) == 0)
+#include "cli/report_json.h"
 
-static json_t *number(double v)
+json_t *esp_json_number(double v)
 {
     return isfinite(v) ? json_real(v) : json_null();
 }
@@ -17,7 +16,7 @@ static json_t *numbers(const double *v, uint32_t n)
 {
     json_t *array = json_array();
     for (uint32_t i = 0; array && i < n; i++) {
-        if (json_array_append_new(array, number(v[i])) != 0) {
+        if (json_array_append_new(array, esp_json_number(v[i])) != 0) {
             json_decref(array);
             return NULL;
         }
@@ -44,7 +43,7 @@ static bool set_hypothesis(json_t *o, const struct esp_hypothesis *h)
     SET(o, "text", json_string(h->text));
     SET(o, "ids", esp_json_ids(h->ids, h->n_ids));
     SET(o, "logprobs", numbers(h->logprobs, h->n_ids < h->n_logprobs ? h->n_ids : h->n_logprobs));
-    SET(o, "eos_logprob", h->n_logprobs > h->n_ids ? number(h->logprobs[h->n_ids]) : json_null());
+    SET(o, "eos_logprob", h->n_logprobs > h->n_ids ? esp_json_number(h->logprobs[h->n_ids]) : json_null());
     SET(o, "finish", json_string(h->finish));
     return ok;
 }
@@ -54,7 +53,7 @@ static json_t *layers(uint32_t lo, uint32_t hi)
     return json_pack("[I,I]", (json_int_t)lo, (json_int_t)(hi > lo ? hi : lo));
 }
 
-static bool set_stage(json_t *o, const struct esp_stage_info *s)
+bool esp_json_set_stage(json_t *o, const struct esp_stage_info *s)
 {
     bool ok = true;
 
@@ -81,19 +80,21 @@ static bool set_common(json_t *o, const struct esp_reply *reply)
     SET(o, "prompt_ids", esp_json_ids(a->prompt_ids, a->n_prompt_ids));
     SET(o, "image_tokens", json_integer(a->image_tokens));
     SET(o, "objects", json_array());
-    SET(timing, "load", number(d->load));
-    SET(timing, "encode", number(d->encode));
-    SET(timing, "prefill", number(d->prefill));
-    SET(timing, "decode", number(d->decode));
-    SET(timing, "queue", number(d->queue));
+    SET(timing, "load", esp_json_number(d->load));
+    SET(timing, "encode", esp_json_number(d->encode));
+    SET(timing, "prefill", esp_json_number(d->prefill));
+    SET(timing, "decode", esp_json_number(d->decode));
+    SET(timing, "queue", esp_json_number(d->queue));
+    SET(timing, "images_cached", json_integer(d->images_cached));
+    SET(timing, "rebuilds", json_integer(d->rebuilds));
     SET(o, "timing", timing);
     for (uint32_t i = 0; ok && i < a->n_stages; i++) {
         json_t *stage = json_object();
-        ok = stage && set_stage(stage, &a->stages[i]);
+        ok = stage && esp_json_set_stage(stage, &a->stages[i]);
         for (uint32_t t = 0; ok && t < d->n_times; t++) {
             if (strcmp(d->times[t].worker, a->stages[i].worker) == 0) {
-                SET(stage, "compute_seconds", number(d->times[t].compute_seconds));
-                SET(stage, "queue_seconds", number(d->times[t].queue_seconds));
+                SET(stage, "compute_seconds", esp_json_number(d->times[t].compute_seconds));
+                SET(stage, "queue_seconds", esp_json_number(d->times[t].queue_seconds));
             }
         }
         ok &= json_array_append_new(stages, stage) == 0;
@@ -102,7 +103,7 @@ static bool set_common(json_t *o, const struct esp_reply *reply)
     return ok;
 }
 
-static esp_status hand_over(json_t **out, json_t *o, bool ok, struct esp_err *err)
+esp_status esp_json_hand_over(json_t **out, json_t *o, bool ok, struct esp_err *err)
 {
     *out = o;
     if (o && ok)
@@ -120,17 +121,17 @@ esp_status esp_report_run(json_t **out, const struct esp_reply *reply, bool seve
 
     if (ok && several) {
         json_t *all = json_array();
-        SET(o, "score", number(d->best.score));
+        SET(o, "score", esp_json_number(d->best.score));
         for (uint32_t i = 0; ok && all && i < d->n_hypotheses; i++) {
             json_t *h = json_object();
             ok = h && set_hypothesis(h, &d->hypotheses[i]);
-            SET(h, "sum", number(d->hypotheses[i].sum));
-            SET(h, "score", number(d->hypotheses[i].score));
+            SET(h, "sum", esp_json_number(d->hypotheses[i].sum));
+            SET(h, "score", esp_json_number(d->hypotheses[i].score));
             ok &= json_array_append_new(all, h) == 0;
         }
         SET(o, "hypotheses", all);
     }
-    return hand_over(out, o, ok, err);
+    return esp_json_hand_over(out, o, ok, err);
 }
 
 esp_status esp_report_score(json_t **out, const struct esp_reply *reply, bool has_eos, uint32_t eos,
@@ -145,42 +146,11 @@ esp_status esp_report_score(json_t **out, const struct esp_reply *reply, bool ha
         ok = json_array_append_new(ids, has_eos ? json_integer(eos) : json_null()) == 0;
     SET(o, "ids", ids);
     SET(o, "logprobs", numbers(h->logprobs, h->n_logprobs));
-    SET(o, "sum", number(h->sum));
-    SET(o, "mean", number(mean));
-    SET(o, "perplexity", number(exp(-mean)));
+    SET(o, "sum", esp_json_number(h->sum));
+    SET(o, "mean", esp_json_number(mean));
+    SET(o, "perplexity", esp_json_number(exp(-mean)));
     ok = ok && set_common(o, reply) && json_object_del(o, "objects") == 0;
-    return hand_over(out, o, ok, err);
-}
-
-esp_status esp_report_status(json_t **out, const struct esp_msg_status *status, struct esp_err *err)
-{
-    json_t *o = json_object(), *workers = json_array();
-    bool ok = o && workers;
-
-    SET(o, "ready", json_boolean(status->ready));
-    SET(o, "why", json_string(status->why));
-    SET(o, "epoch", json_integer((json_int_t)status->epoch));
-    SET(o, "sessions", json_integer(status->n_sessions));
-    SET(o, "queued", json_integer(status->n_queued));
-    for (uint32_t i = 0; ok && i < status->n_workers; i++) {
-        const struct esp_worker_status *w = &status->workers[i];
-        json_t *one = json_object();
-
-        ok = one && set_stage(one, &w->stage);
-        SET(one, "worker", json_string(w->name)); /* those without a stage have a name and a device, too */
-        SET(one, "state", json_string(w->state));
-        SET(one, "device", json_string(w->device.name));
-        SET(one, "driver", json_string(w->device.driver));
-        SET(one, "variant", json_string(w->device.variant));
-        SET(one, "memory_bytes", json_integer((json_int_t)w->device.memory_bytes));
-        SET(one, "bandwidth", number(w->device.bandwidth));
-        SET(one, "matmul_rate", number(w->device.matmul_rate));
-        SET(one, "done_bytes", json_integer((json_int_t)w->done_bytes));
-        SET(one, "total_bytes", json_integer((json_int_t)w->total_bytes));
-        ok &= json_array_append_new(workers, one) == 0;
-    }
-    SET(o, "workers", workers);
-    return hand_over(out, o, ok, err);
+    return esp_json_hand_over(out, o, ok, err);
 }
 
 esp_status esp_report_print(json_t *json, struct esp_err *err)

@@ -14,8 +14,8 @@
  * What `run --json` prints.
  *
  *   text, ids (without the end token), logprobs (one an id), eos_logprob (null unless it ended so), finish,
- *   prompt_ids (without image tokens), image_tokens, objects, timing {load, encode, prefill, decode, queue}
- * in seconds, stages [{worker, device, driver, variant, software, encoder [lo, hi), decoder [lo, hi),
+ *   prompt_ids (without image tokens), image_tokens, objects, timing {load, encode, prefill, decode, queue in
+ * seconds, images_cached, rebuilds}, stages [{worker, device, driver, variant, software, encoder [lo, hi), decoder [lo, hi),
  * weight_bytes, kv_bytes, scratch_bytes, compute_seconds, queue_seconds}]; with `several` (beams, best-of-n)
  * also score and hypotheses [{text, ids, logprobs, eos_logprob, finish, sum, score}].
  *
@@ -32,8 +32,11 @@ esp_status esp_report_run(json_t **out, const struct esp_reply *reply, bool seve
 esp_status esp_report_score(json_t **out, const struct esp_reply *reply, bool has_eos, uint32_t eos,
                             struct esp_err *err);
 
-/** What `cluster status --json` prints. */
+/** What `cluster status`, `cluster placement` and `cluster drain` print with --json: docs/cli.md. What is not known
+ * (yet) is null. */
 esp_status esp_report_status(json_t **out, const struct esp_msg_status *status, struct esp_err *err);
+esp_status esp_report_placement(json_t **out, const struct esp_msg_status *status, struct esp_err *err);
+esp_status esp_report_drained(json_t **out, const struct esp_msg_drained *drained, struct esp_err *err);
 
 /** Prints and frees *json on stdout, with a newline. NULL is refused as out of memory. */
 esp_status esp_report_print(json_t *json, struct esp_err *err);

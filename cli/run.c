@@ -157,6 +157,11 @@ static void tell_timing(struct run *run, const struct esp_reply *reply)
     esp_term_line(&run->ask.term,
                   "load %.2f s, encode %.2f s, prefill %.2f s (%u tokens), decode %.2f s (%u tokens)",
                   d->load, d->encode, d->prefill, n_prompt, d->decode, n);
+    if (d->images_cached > 0)
+        esp_term_line(&run->ask.term, "pictures: %u from the cache", d->images_cached);
+    if (d->rebuilds > 0)
+        esp_term_line(&run->ask.term, "rebuilt %u time%s after the loss of a worker", d->rebuilds,
+                      d->rebuilds > 1 ? "s" : "");
     if (n > 1 && d->decode > 0) /* the first token is the prefill's */
         esp_term_line(&run->ask.term, "%.2f tokens/s", (n - 1) / d->decode);
 }

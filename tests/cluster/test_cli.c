@@ -30,8 +30,6 @@ static const struct usage_case bad_usage[] = {
     {{NULL}, 2, "Usage: espalier COMMAND"},
     {{"frobnicate"}, 2, "there is no command 'frobnicate'"},
     {{"help", "frobnicate"}, 2, "there is no command 'frobnicate'"},
-    {{"cluster"}, 2, "expected 'status'"},
-    {{"cluster", "explode"}, 2, "not explode"},
     {{"devices", "all"}, 2, "'all'"},
     {{"up", "now"}, 2, "'now'"},
     /* options */

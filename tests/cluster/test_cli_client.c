@@ -125,6 +125,8 @@ static void tell_done(struct fake *f, const struct esp_hypothesis *all, uint32_t
                                    .prefill = 0.25,
                                    .decode = 2,
                                    .queue = 0.125,
+                                   .images_cached = 1,
+                                   .rebuilds = 2,
                                    .n_times = 2,
                                    .times = times};
     tell(f, &m);
@@ -483,6 +485,8 @@ static void test_json(void **state)
                    {"timing.encode", 0.5},
                    {"timing.prefill", 0.25},
                    {"timing.decode", 2},
+                   {"timing.images_cached", 1},
+                   {"timing.rebuilds", 2},
                    {"stages.0.encoder.0", 0},
                    {"stages.0.encoder.1", 14},
                    {"stages.1.decoder.0", 9},
@@ -537,7 +541,9 @@ static void test_beams_are_printed_at_the_end(void **state)
 
     f->script.heard = answer;
     ask(&c, f, (const char *[]){"run", "--image", SCENE_A, "--beams", "2", "-v", "caption en", NULL});
-    child_expect(&c, "beams", 0, "prefill 0.25 s (37 tokens), decode 2.00 s (4 tokens)\n1.50 tokens/s\n",
+    child_expect(&c, "beams", 0,
+                 "prefill 0.25 s (37 tokens), decode 2.00 s (4 tokens)\n"
+                 "pictures: 1 from the cache\nrebuilt 2 times after the loss of a worker\n1.50 tokens/s\n",
                  NULL);
     assert_string_equal(OUT(&c), "a \"cat\"\n\n");
     child_finish(&c);
@@ -587,7 +593,7 @@ static void test_status(void **state)
 
     f->script.heard = answer;
     ask(&c, f, (const char *[]){"cluster", "status", NULL});
-    child_expect(&c, "status", 0, NULL, "ready, placement 1, 0 sessions, 0 queued\n");
+    child_expect(&c, "status", 0, NULL, "ready, placement 1, up -\n");
     child_finish(&c);
     ask(&c, f, (const char *[]){"cluster", "status", "--json", NULL});
     child_expect(&c, "status", 0, NULL, NULL);

@@ -4,6 +4,7 @@
 #   make demo              set up, build, and answer a prompt about a picture
 #   make test              set up, build, and run every test, most of them under sanitizers too
 #   make deps              install what tools/debian-packages.txt lists and the system lacks
+#   make soak              the tests of faults and of simulated fleets at full length: hours
 #   make test-asan         every test, built with AddressSanitizer and UndefinedBehaviorSanitizer
 #   make test-swiftshader  every test on SwiftShader instead of the system's Vulkan drivers
 #   make fuzz              every fuzz target for FUZZ_SECONDS (300), with clang
@@ -36,7 +37,7 @@ suite = $2 ctest --test-dir $1 --parallel $(JOBS) --output-on-failure --no-tests
 # A message of the validation layer, synchronization validation included, ends the process that caused it.
 VALIDATE = ESPALIER_VALIDATE=fatal
 
-.PHONY: all deps demo test build-asan test-asan test-swiftshader fuzz format install clean
+.PHONY: all deps demo test soak build-asan test-asan test-swiftshader fuzz format install clean
 .NOTPARALLEL:
 
 all:
@@ -49,11 +50,17 @@ demo: deps
 	$(call build,$(BUILD),,--target espalier espalier-coordinator espalier-worker)
 	@tools/demo $(BUILD)/bin
 
-# First with sanitizers all but what mostly waits for the device (make test-asan has that too), then everything, as
-# built for use and under the validation layer. The second summary is the last word.
+# First with sanitizers all but what mostly waits for the device or for the clock (make test-asan has that too), then
+# everything, as built for use and under the validation layer. The second summary is the last word.
 test: deps build-asan all
-	$(call suite,$(BUILD)/asan,,-LE "kernel|golden" --no-tests=ignore)
+	$(call suite,$(BUILD)/asan,,-LE "kernel|golden|sim" --no-tests=ignore)
 	$(call suite,$(BUILD),$(VALIDATE))
+
+# ESPALIER_SOAK=1 tells tests to use their full counts, -DESP_SOAK=ON gives them the time for it. One at a time: they
+# measure.
+soak: deps
+	$(call build,$(BUILD)/soak,-DESP_SOAK=ON)
+	ESPALIER_SOAK=1 ctest --test-dir $(BUILD)/soak --output-on-failure --no-tests=error -L "fault|sim" $(CTEST_ARGS)
 
 build-asan:
 	$(call build,$(BUILD)/asan,-DESP_SANITIZE=ON)

@@ -12,3 +12,17 @@ void esp_tensor_done(const struct esp_tensor *tensor)
     if (from < to) /* whole pages of its own only; a hint, so failure changes nothing */
         (void)madvise((void *)from, to - from, MADV_DONTNEED);
 }
+
+void esp_tensor_soon(const struct esp_tensor *tensor, uint64_t at, uint64_t n)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from, to;
+
+    if (at >= tensor->n_bytes || n == 0)
+        return;
+    if (n > tensor->n_bytes - at)
+        n = tensor->n_bytes - at;
+    from = ((uintptr_t)tensor->data + at) / page * page;
+    to = (uintptr_t)tensor->data + at + n;
+    (void)madvise((void *)from, to - from, MADV_WILLNEED);
+}

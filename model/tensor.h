@@ -31,4 +31,7 @@ struct esp_tensor {
  */
 void esp_tensor_done(const struct esp_tensor *tensor);
 
+/** Bytes [at, at + n) of the tensor will be read in a moment: has the kernel bring them in meanwhile. A hint, no more. */
+void esp_tensor_soon(const struct esp_tensor *tensor, uint64_t at, uint64_t n);
+
 #endif

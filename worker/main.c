@@ -287,6 +287,7 @@ static esp_status work(const struct args *a, const struct esp_keys *keys, const 
     char bind[ESP_MAX_ENDPOINT + 1], dir[128] = "", host[64];
     struct esp_checkpoint *ck = NULL;
     struct esp_vk *vk = NULL;
+    struct esp_shelf *shelf = NULL;
     const struct esp_vk_report *report;
     esp_status st;
 
@@ -326,7 +327,10 @@ static esp_status work(const struct args *a, const struct esp_keys *keys, const 
     o.bind = bind;
     if (strncmp(a->connect, "tcp://", 6) == 0 && !esp_address_towards(host, sizeof host, a->connect, NULL))
         o.advertise_host = host;
-    st = esp_worker_serve(&o, vk, ck, still_busy, err);
+    st = esp_shelf_create(&shelf, vk, ck, NULL, NULL, err);
+    if (st)
+        goto done;
+    st = esp_worker_serve(&o, shelf, still_busy, err);
     if (getrusage(RUSAGE_SELF, &used) == 0)
         esp_log(log, ESP_LOG_INFO, "peak_memory_mib=%ld", used.ru_maxrss / 1024);
 done:
@@ -336,6 +340,7 @@ done:
     }
     if (*still_busy) /* another thread is in the middle of these */
         return st;
+    esp_shelf_destroy(&shelf);
     esp_vk_close(&vk);
     esp_checkpoint_destroy(&ck);
     if (o.stop_fd >= 0)

@@ -41,16 +41,18 @@ static esp_status best_time(double *out, struct esp_vk *vk, VkCommandBuffer cmd,
     return st;
 }
 
-static esp_status space_make(struct esp_space *sp, struct esp_batch *batch, struct esp_err *err)
+static esp_status space_make(struct esp_space *sp, struct esp_buf *weights, struct esp_batch *batch,
+                             struct esp_err *err)
 {
     struct esp_vk *vk = sp->vk;
     const size_t words = esp_batch_n_words(ROWS, 1, 1);
     VkCommandBuffer cmd;
-    esp_status st = esp_buf_create(&sp->chunk[0], vk, ESP_BUF_DEVICE, SIDE * SIDE * 2,
-                                   VK_FORMAT_R32G32B32A32_UINT, "measurement", err);
+    esp_status st = esp_buf_create(weights, vk, ESP_BUF_DEVICE, SIDE * SIDE * 2, VK_FORMAT_R32G32B32A32_UINT,
+                                   "measurement", err);
 
     if (st)
         return st;
+    sp->chunk[0] = weights;
     sp->n_chunk = 1;
     if ((st = esp_buf_create(&sp->vec, vk, ESP_BUF_DEVICE, 16, VK_FORMAT_UNDEFINED, "measurement", err)) ||
         (st = esp_buf_create(&sp->act, vk, ESP_BUF_DEVICE, 2 * ROWS * SIDE * 4, VK_FORMAT_R32G32B32A32_SFLOAT,
@@ -63,7 +65,7 @@ static esp_status space_make(struct esp_space *sp, struct esp_batch *batch, stru
         return st;
     esp_batch_init(batch, sp->step.map, ROWS, 1);
     /* ordinary numbers: zeros or subnormals would time something else */
-    vkCmdFillBuffer(cmd, sp->chunk[0].buf, 0, VK_WHOLE_SIZE, 0x3c243c24u);
+    vkCmdFillBuffer(cmd, weights->buf, 0, VK_WHOLE_SIZE, 0x3c243c24u);
     vkCmdFillBuffer(cmd, sp->act.buf, 0, VK_WHOLE_SIZE, 0x3f000000u);
     return esp_cmd_once_run(&cmd, vk, err);
 }
@@ -103,9 +105,10 @@ static esp_status time_product(double *out, struct esp_space *sp, struct esp_bat
 esp_status esp_vk_measure(struct esp_vk *vk, struct esp_err *err)
 {
     struct esp_space sp = {.vk = vk};
+    struct esp_buf weights = {0};
     struct esp_batch batch;
     double vec = 0, mat = 0;
-    esp_status st = space_make(&sp, &batch, err);
+    esp_status st = space_make(&sp, &weights, &batch, err);
 
     if (!st)
         st = time_product(&vec, &sp, &batch, 1, 1, err);
@@ -118,5 +121,6 @@ esp_status esp_vk_measure(struct esp_vk *vk, struct esp_err *err)
         esp_err_prefix(err, "measuring the device: ");
     }
     esp_space_finish(&sp);
+    esp_buf_destroy(&weights, vk);
     return st;
 }

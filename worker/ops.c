@@ -39,7 +39,7 @@ esp_status esp_space_bind(struct esp_space *sp, struct esp_err *err)
                       err);
     alloc.descriptorPool = sp->pool;
     for (uint32_t c = 0; !st && c < n; c++) {
-        const VkBufferView views[3] = {sp->chunk[c].view, sp->act.view, sp->kv.view};
+        const VkBufferView views[3] = {sp->chunk[c]->view, sp->act.view, sp->kv.view};
         VkWriteDescriptorSet write = {.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
                                       .descriptorCount = 1,
                                       .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_TEXEL_BUFFER};
@@ -64,8 +64,6 @@ void esp_space_finish(struct esp_space *sp)
     esp_profile_destroy(&sp->profile);
     if (sp->pool)
         vkDestroyDescriptorPool(vk->dev, sp->pool, NULL);
-    for (uint32_t i = 0; i < sp->n_chunk; i++)
-        esp_buf_destroy(&sp->chunk[i], vk);
     esp_buf_destroy(&sp->vec, vk);
     esp_buf_destroy(&sp->act, vk);
     esp_buf_destroy(&sp->kv, vk);
@@ -147,7 +145,7 @@ static void launch(struct esp_rec *rec, const struct launch *l)
 
 /* The addresses every push structure begins with. */
 #define HEAD(rec, chunk_)                                                                                    \
-    .step = (rec)->space->step.addr, .act = (rec)->space->act.addr, .w = (rec)->space->chunk[chunk_].addr,   \
+    .step = (rec)->space->step.addr, .act = (rec)->space->act.addr, .w = (rec)->space->chunk[chunk_]->addr,  \
     .vec = (rec)->space->vec.addr, .kv = (rec)->space->kv.addr
 
 static const struct esp_kernel_code *find(const struct esp_rec *rec, enum esp_kernel k, enum esp_dtype dtype)

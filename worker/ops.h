@@ -14,18 +14,18 @@
 #include "worker/profile.h"
 #include "worker/vk_mem.h"
 
-#define ESP_MAX_CHUNKS   64
+#define ESP_MAX_CHUNKS   256 /* layers of the largest published model, each cut in three, and its table */
 #define ESP_MAT_PARTS    8
 #define ESP_TILE_QUERIES 8 /* query vectors an attention workgroup takes */
 #define ESP_HEAD_ROWS    8 /* wants whose logits are computed together */
 
-/** All buffers of a stage. Zeroed: none. */
+/** All buffers of a stage. Zeroed: none. It owns all but the weights. */
 struct esp_space {
     struct esp_vk *vk;
     uint32_t n_chunk;
-    struct esp_buf chunk[ESP_MAX_CHUNKS]; /* packed weights */
-    struct esp_buf vec;                   /* float32 vectors */
-    struct esp_buf act;                   /* activations, features, logits */
+    const struct esp_buf *chunk[ESP_MAX_CHUNKS]; /* packed weights, borrowed */
+    struct esp_buf vec;                          /* float32 vectors */
+    struct esp_buf act;                          /* activations, features, logits */
     struct esp_buf kv;
     struct esp_buf step; /* written by the host before each submission */
     struct esp_buf in;   /* rows or pixels from the host */

@@ -138,6 +138,38 @@ void esp_pack_groups(void *out, const struct esp_pack_spec *spec, const struct e
     }
 }
 
+void esp_pack_source(uint64_t *at, uint64_t *n_bytes, const struct esp_pack_spec *spec, uint32_t i,
+                     uint32_t group0, uint32_t n_group)
+{
+    const struct esp_tensor *t = spec->part[i].tensor;
+    const uint64_t n_row = tensor_rows(t), row_bytes = tensor_cols(t) * esp_dtype_n_bytes(t->dtype);
+    const uint64_t len = axis_len(tensor_rows(t), &spec->part[i].heads);
+    uint64_t from = (uint64_t)group0 * 8, to = from + (uint64_t)n_group * 8, before = 0;
+
+    if (spec->interleave) { /* groups by turns: even ones are part 0's */
+        from = ((uint64_t)group0 + 1 - i) / 2 * 8;
+        to = ((uint64_t)group0 + n_group + 1 - i) / 2 * 8;
+    }
+    for (uint32_t j = 0; j < i && !spec->interleave; j++)
+        before += axis_len(tensor_rows(spec->part[j].tensor), &spec->part[j].heads);
+    from = from > before ? from - before : 0;
+    to = to > before ? to - before : 0;
+    to = to < len ? to : len;
+    *at = *n_bytes = 0;
+    if (from >= to)
+        return;
+    /* heads are padded evenly, so a share of the packed rows is that share of the stored ones, to within a head */
+    from = from * n_row / len;
+    to = (to * n_row + len - 1) / len;
+    if (spec->part[i].heads.n) {
+        const uint64_t h = spec->part[i].heads.head_dim;
+        from = from / h * h;
+        to = (to + h - 1) / h * h;
+    }
+    *at = from * row_bytes;
+    *n_bytes = (to - from) * row_bytes;
+}
+
 void esp_pack_vector(float *out, uint32_t np, const struct esp_pack_part *parts, uint32_t n_part)
 {
     uint32_t at = 0;

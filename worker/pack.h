@@ -59,6 +59,11 @@ void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec);
 void esp_pack_groups(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
                      uint32_t group0, uint32_t n_group, void *row);
 
+/** Which stored bytes of part i's tensor such groups are packed from: *n_bytes from *at on, rounded up to whole rows or
+ * heads; 0: none. */
+void esp_pack_source(uint64_t *at, uint64_t *n_bytes, const struct esp_pack_spec *spec, uint32_t i,
+                     uint32_t group0, uint32_t n_group);
+
 /** A stored vector [n] (or a matrix's rows, tight) as float32, with the heads of a row map: out f32[np],
  * zeros else. */
 void esp_pack_vector(float *out, uint32_t np, const struct esp_pack_part *parts, uint32_t n_part);

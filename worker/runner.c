@@ -9,7 +9,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PROGRESS_NS UINT64_C(100000000) /* between two Loading messages */
+#define PROGRESS_NS  UINT64_C(100000000) /* between two Loading messages */
+#define ASK_AGAIN_NS UINT64_C(20000000)  /* when bytes for a warm placement have not come yet */
+#define WORK_A_SLICE 2 /* work that waits gets so much more of the thread's time than slices */
 
 uint64_t esp_now_ns(void)
 {
@@ -120,8 +122,7 @@ static void queue_clear(struct queue *q)
 /* ---- the thread ---- */
 
 struct esp_runner {
-    struct esp_vk *vk;
-    const struct esp_checkpoint *ck;
+    struct esp_shelf *shelf;
     const char *name;
     const struct esp_log *log;
     pthread_t thread;
@@ -131,7 +132,8 @@ struct esp_runner {
     pthread_mutex_t lock; /* guards all below but the stage's part */
     pthread_cond_t wake;  /* work came, stop was set, or the thread ended */
     struct queue todo, done;
-    uint32_t n_works; /* in todo, and the one running */
+    uint32_t n_works;  /* in todo, and the one running */
+    uint32_t n_places; /* in todo */
     uint64_t n_bytes, kv_used;
     bool stop, ended;
 
@@ -140,6 +142,11 @@ struct esp_runner {
     bool dead; /* the device is: nothing more is run */
     const struct esp_work *loading;
     uint64_t progress_ns; /* of the last Loading */
+
+    struct esp_work *warm;        /* a warm Place that has begun; it runs between other work */
+    uint64_t warm_begun_ns;       /* when it began */
+    uint64_t warm_after_ns;       /* not before: its bytes have yet to come; 0: now */
+    uint64_t slice_ns, worked_ns; /* what its last slice took, and other work since */
 };
 
 static uint64_t frame_bytes(const struct esp_work *work)
@@ -165,9 +172,9 @@ static void hand_back(struct esp_runner *r, struct esp_work *work, bool ran)
     pthread_mutex_unlock(&r->lock);
 }
 
-static void on_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
+static void tell_loading(struct esp_runner *r, const struct esp_work *place, uint64_t done_bytes,
+                         uint64_t total_bytes)
 {
-    struct esp_runner *r = arg;
     uint64_t now = esp_now_ns();
     struct esp_msg msg = {.kind = ESP_MSG_LOADING};
     struct esp_work *work;
@@ -175,20 +182,31 @@ static void on_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
     if (now - r->progress_ns < PROGRESS_NS)
         return;
     r->progress_ns = now;
-    msg.loading.epoch = r->loading->msg.place.epoch;
+    msg.loading.epoch = place->msg.place.epoch;
     msg.loading.done_bytes = done_bytes < total_bytes ? done_bytes : total_bytes;
     msg.loading.total_bytes = total_bytes;
     work = esp_work_create(&msg);
     if (!work)
         return; /* progress can be missed */
-    work->generation = r->loading->generation;
+    work->generation = place->generation;
     hand_back(r, work, false);
 }
 
-static void run_place(struct esp_runner *r, struct esp_work *work)
+static bool on_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
 {
-    const struct esp_msg_place *p = &work->msg.place;
-    const struct esp_stage_spec spec = {
+    struct esp_runner *r = arg;
+    bool go_on;
+
+    tell_loading(r, r->loading, done_bytes, total_bytes);
+    pthread_mutex_lock(&r->lock);
+    go_on = !r->stop && r->n_places == 0;
+    pthread_mutex_unlock(&r->lock);
+    return go_on;
+}
+
+static struct esp_stage_spec spec_of(const struct esp_msg_place *p)
+{
+    return (struct esp_stage_spec){
         .enc_lo = p->enc_lo,
         .enc_hi = p->enc_hi,
         .dec_lo = p->dec_lo,
@@ -203,19 +221,106 @@ static void run_place(struct esp_runner *r, struct esp_work *work)
         .max_images = p->max_images,
         .final_softcap = p->final_softcap,
     };
+}
+
+static void run_place(struct esp_runner *r, struct esp_work *work)
+{
+    const struct esp_msg_place *p = &work->msg.place;
+    const struct esp_stage_spec spec = spec_of(p);
     uint64_t start = esp_now_ns();
 
     esp_stage_destroy(&r->stage); /* first, so that both need not fit into the device's memory at once */
     if (p->enc_lo < p->enc_hi || p->dec_lo < p->dec_hi) {
         r->loading = work;
         r->progress_ns = 0;
-        work->status = esp_stage_create(&r->stage, r->vk, r->ck, &spec, on_progress, r, &work->err);
+        work->status = esp_stage_create(&r->stage, r->shelf, &spec, on_progress, r, &work->err);
         r->loading = NULL;
         if (!work->status)
             esp_stage_info(r->stage, &work->info);
     }
     work->load_seconds = 1e-9 * (double)(esp_now_ns() - start);
 }
+
+/* ---- a warm placement ---- */
+
+static void warm_begin(struct esp_runner *r, struct esp_work *work)
+{
+    r->warm = work;
+    r->warm_begun_ns = esp_now_ns();
+    r->warm_after_ns = r->slice_ns = r->worked_ns = r->progress_ns = 0;
+    pthread_mutex_lock(&r->lock);
+    r->n_works--; /* no step waits for it */
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void warm_end(struct esp_runner *r)
+{
+    struct esp_work *work = r->warm;
+
+    if (!work)
+        return;
+    r->warm = NULL;
+    work->load_seconds = 1e-9 * (double)(esp_now_ns() - r->warm_begun_ns);
+    hand_back(r, work, false);
+}
+
+/* Another Place is here: what a warm one has read is its. */
+static void warm_supersede(struct esp_runner *r)
+{
+    if (r->warm)
+        r->warm->status = esp_fail(&r->warm->err, ESP_E_CANCELLED, "another placement came");
+    warm_end(r);
+}
+
+static void warm_slice(struct esp_runner *r)
+{
+    struct esp_work *work = r->warm;
+    const struct esp_stage_spec spec = spec_of(&work->msg.place);
+    uint64_t start = esp_now_ns();
+    struct esp_shelf_slice slice = {0};
+
+    if (r->dead)
+        work->status = esp_fail(&work->err, ESP_E_DEVICE, "the device is lost");
+    else
+        work->status = esp_shelf_load(r->shelf, &spec, ESP_SHELF_SLICE, &slice, &work->err);
+    work->info.loaded_bytes += slice.loaded_bytes;
+    work->info.weight_bytes = slice.weight_bytes;
+    r->slice_ns = esp_now_ns() - start;
+    r->worked_ns = 0;
+    r->warm_after_ns = 0;
+    if (work->status == ESP_E_TIMEOUT) { /* not yet */
+        work->status = ESP_OK;
+        r->warm_after_ns = esp_now_ns() + ASK_AGAIN_NS;
+    } else if (work->status == ESP_E_DEVICE) {
+        r->dead = true;
+    }
+    if (slice.lacking_bytes > 0)
+        tell_loading(r, work, work->info.loaded_bytes, work->info.loaded_bytes + slice.lacking_bytes);
+    if (work->status || slice.lacking_bytes == 0)
+        warm_end(r);
+}
+
+/* Whether a slice is due, with work waiting or without. */
+static bool warm_due(const struct esp_runner *r, bool work_waits)
+{
+    if (!r->warm || (r->warm_after_ns && esp_now_ns() < r->warm_after_ns))
+        return false;
+    return !work_waits || r->worked_ns >= WORK_A_SLICE * r->slice_ns;
+}
+
+/* Sleeps, with the lock, until something may have changed. */
+static void wait_for_work(struct esp_runner *r)
+{
+    struct timespec at = {.tv_sec = (time_t)(r->warm_after_ns / 1000000000u),
+                          .tv_nsec = (long)(r->warm_after_ns % 1000000000u)};
+
+    if (r->warm)
+        pthread_cond_timedwait(&r->wake, &r->lock, &at);
+    else
+        pthread_cond_wait(&r->wake, &r->lock);
+}
+
+/* ---- other work ---- */
 
 static void run_encode(struct esp_runner *r, struct esp_work *work)
 {
@@ -303,28 +408,49 @@ static void run(struct esp_runner *r, struct esp_work *work)
     pthread_mutex_unlock(&r->lock);
 }
 
+/* Takes a piece of work and hands it back, at once or, a warm Place, later. */
+static void take(struct esp_runner *r, struct esp_work *work)
+{
+    uint64_t start = esp_now_ns();
+
+    if (work->msg.kind == ESP_MSG_PLACE)
+        warm_supersede(r);
+    if (r->dead) {
+        work->status = esp_fail(&work->err, ESP_E_DEVICE, "the device is lost");
+    } else if (work->msg.kind == ESP_MSG_PLACE && work->msg.place.warm) {
+        warm_begin(r, work);
+        return;
+    } else {
+        run(r, work);
+    }
+    hand_back(r, work, true);
+    r->worked_ns += esp_now_ns() - start;
+}
+
 static void *thread_main(void *arg)
 {
     struct esp_runner *r = arg;
 
     pthread_mutex_lock(&r->lock);
-    for (;;) {
-        struct esp_work *work;
+    while (!r->stop) {
+        struct esp_work *work = NULL;
+        bool slice = warm_due(r, r->todo.first != NULL);
 
-        while (!r->stop && !r->todo.first)
-            pthread_cond_wait(&r->wake, &r->lock);
-        if (r->stop)
-            break;
-        work = queue_get(&r->todo);
+        if (!slice && !(work = queue_get(&r->todo))) {
+            wait_for_work(r);
+            continue;
+        }
+        if (work)
+            r->n_places -= work->msg.kind == ESP_MSG_PLACE;
         pthread_mutex_unlock(&r->lock);
-        if (!r->dead)
-            run(r, work);
+        if (slice)
+            warm_slice(r);
         else
-            work->status = esp_fail(&work->err, ESP_E_DEVICE, "the device is lost");
-        hand_back(r, work, true);
+            take(r, work);
         pthread_mutex_lock(&r->lock);
     }
     pthread_mutex_unlock(&r->lock);
+    warm_supersede(r);
     esp_stage_destroy(&r->stage);
     pthread_mutex_lock(&r->lock);
     r->ended = true;
@@ -335,8 +461,8 @@ static void *thread_main(void *arg)
 
 /* ---- the owner's side ---- */
 
-esp_status esp_runner_create(struct esp_runner **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
-                             const char *name, const struct esp_log *log, struct esp_err *err)
+esp_status esp_runner_create(struct esp_runner **out, struct esp_shelf *shelf, const char *name,
+                             const struct esp_log *log, struct esp_err *err)
 {
     struct esp_runner *r = calloc(1, sizeof *r);
     esp_status st = ESP_OK;
@@ -346,8 +472,7 @@ esp_status esp_runner_create(struct esp_runner **out, struct esp_vk *vk, const s
     *out = NULL;
     if (!r)
         return esp_fail(err, ESP_E_NOMEM, "engine thread: out of memory");
-    r->vk = vk;
-    r->ck = ck;
+    r->shelf = shelf;
     r->name = name;
     r->log = log;
     queue_init(&r->todo);
@@ -416,6 +541,7 @@ void esp_runner_push(struct esp_runner *r, struct esp_work *work)
     pthread_mutex_lock(&r->lock);
     queue_put(&r->todo, work);
     r->n_works++;
+    r->n_places += work->msg.kind == ESP_MSG_PLACE;
     r->n_bytes += frame_bytes(work);
     pthread_cond_broadcast(&r->wake);
     pthread_mutex_unlock(&r->lock);
@@ -433,6 +559,7 @@ void esp_runner_purge(struct esp_runner *r)
         r->n_bytes -= frame_bytes(work);
         queue_put(&old, work);
     }
+    r->n_places = 0;
     pthread_mutex_unlock(&r->lock);
     queue_clear(&old);
 }

@@ -16,7 +16,7 @@
 
 #include "proto/log.h"
 #include "proto/wire.h"
-#include "worker/stage.h"
+#include "worker/shelf.h"
 
 /** Bytes that several messages in flight may hold at once, ZeroMQ's threads among them. */
 struct esp_shared;
@@ -40,7 +40,7 @@ struct esp_work {
     struct esp_err err;
     struct esp_stage_out out;
     bool stored;                    /* ENCODE: the features are kept here */
-    struct esp_stage_info_out info; /* PLACE */
+    struct esp_stage_info_out info; /* PLACE; of a warm one weight_bytes and loaded_bytes alone */
     double load_seconds;            /* PLACE */
     uint32_t n_times;
     struct esp_stage_time *times; /* ENCODE, STEP: those it came with and this stage's own */
@@ -56,11 +56,17 @@ struct esp_runner;
 /**
  * Starts the thread, without a stage.
  *
- * @param vk, ck, name  borrowed until destroy; the device is the thread's from now on. name: in stage times.
+ * A Place with `warm` is loaded in slices between other work, beside the stage that holds: nothing else waits longer
+ * than for one slice. It ends when all of it is on the device, when it fails, or with ESP_E_CANCELLED when the next Place
+ * comes to its turn; one without `warm` is given up with ESP_E_CANCELLED if another Place is queued while it loads. What
+ * was read by then is not lost.
+ *
+ * @param shelf, name  borrowed until destroy; the shelf and its device are the thread's until stop. name: in stage
+ * times.
  * Errors: ESP_E_NOMEM, ESP_E_IO.
  */
-esp_status esp_runner_create(struct esp_runner **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
-                             const char *name, const struct esp_log *log, struct esp_err *err);
+esp_status esp_runner_create(struct esp_runner **out, struct esp_shelf *shelf, const char *name,
+                             const struct esp_log *log, struct esp_err *err);
 
 /**
  * Ends the thread after the call it is in, and destroys the stage. False if that call took longer than

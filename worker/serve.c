@@ -122,8 +122,8 @@ static esp_status loop(struct esp_serve *s, struct esp_err *err)
     return s->end_status;
 }
 
-esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp_vk *vk,
-                            const struct esp_checkpoint *ck, bool *still_busy, struct esp_err *err)
+esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp_shelf *shelf,
+                            bool *still_busy, struct esp_err *err)
 {
     struct esp_serve *s = calloc(1, sizeof *s);
     char bound[ESP_MAX_ENDPOINT + 1];
@@ -152,7 +152,7 @@ esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp
                                options->advertise_host ? options->advertise_host : "127.0.0.1", err);
     if (st)
         goto done;
-    st = esp_runner_create(&s->runner, vk, ck, options->name, s->log, err);
+    st = esp_runner_create(&s->runner, shelf, options->name, s->log, err);
     if (st)
         goto done;
     st = loop(s, err);

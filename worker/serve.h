@@ -10,7 +10,7 @@
 #include "proto/keys.h"
 #include "proto/log.h"
 #include "proto/wire.h"
-#include "worker/stage.h"
+#include "worker/shelf.h"
 
 struct esp_worker_options {
     const char *name;             /* 1 .. 63 of [A-Za-z0-9._-] */
@@ -29,14 +29,14 @@ struct esp_worker_options {
 /**
  * Serves until stop_fd is readable or the coordinator says Bye.
  *
- * @param options, ck  borrowed; vk likewise, but used by a thread of its own until the return
- * @param still_busy   set if the device call under way outlasted stop_timeout_ms: that thread then still uses
- * vk and ck, so nothing may be destroyed and the process must end by _exit
+ * @param options     borrowed; the shelf likewise, but used by a thread of its own until the return
+ * @param still_busy  set if the device call under way outlasted stop_timeout_ms: that thread then still uses the shelf,
+ * its device and its checkpoint, so nothing may be destroyed and the process must end by _exit
  * @return ESP_OK for both ways to end named above; otherwise what the coordinator refused us for (text starts
  * with "coordinator refuses"), ESP_E_DEVICE after the coordinator was told, ESP_E_ARG or ESP_E_IO
  * (endpoints), ESP_E_NOMEM.
  */
-esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp_vk *vk,
-                            const struct esp_checkpoint *ck, bool *still_busy, struct esp_err *err);
+esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp_shelf *shelf,
+                            bool *still_busy, struct esp_err *err);
 
 #endif

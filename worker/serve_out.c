@@ -188,11 +188,14 @@ static void placed(struct esp_serve *s, struct esp_work *w)
     msg.ready.load_seconds = w->load_seconds;
     msg.ready.kv_blocks = w->info.kv_blocks;
     msg.ready.block_tokens = w->info.block_tokens;
+    msg.ready.loaded_bytes = w->info.loaded_bytes;
     esp_log(s->log, ESP_LOG_INFO,
-            "epoch=%" PRIu64 " %s encoder=[%u,%u) decoder=[%u,%u) weights_mib=%" PRIu64 " kv_mib=%" PRIu64
-            " scratch_mib=%" PRIu64 " seconds=%.2f",
+            "epoch=%" PRIu64 " %s encoder=[%u,%u) decoder=[%u,%u) weights_mib=%" PRIu64 " loaded_mib=%" PRIu64
+            " kept_mib=%" PRIu64 " kv_mib=%" PRIu64 " scratch_mib=%" PRIu64 " seconds=%.2f",
             s->epoch, s->state == ESP_SPARE ? "spare" : "ready", p->enc_lo, p->enc_hi, p->dec_lo, p->dec_hi,
-            w->info.weight_bytes >> 20, w->info.kv_bytes >> 20, w->info.scratch_bytes >> 20, w->load_seconds);
+            w->info.weight_bytes >> 20, w->info.loaded_bytes >> 20,
+            (w->info.weight_bytes - w->info.loaded_bytes) >> 20, w->info.kv_bytes >> 20,
+            w->info.scratch_bytes >> 20, w->load_seconds);
     post(s, &s->control, &msg, NULL, 0, w);
 }
 

@@ -9,7 +9,8 @@
 
 #define MAX_ROWS_AT_ONCE 65535u /* one axis of a dispatch */
 
-static esp_status spec_check(const struct esp_stage_spec *s, const struct esp_config *c, struct esp_err *err)
+esp_status esp_stage_spec_check(const struct esp_stage_spec *s, const struct esp_config *c,
+                                struct esp_err *err)
 {
     if (s->enc_lo > s->enc_hi || s->enc_hi > c->vision.n_layer || s->dec_lo > s->dec_hi ||
         s->dec_hi > c->text.n_layer)
@@ -48,6 +49,12 @@ static esp_status kernels_check(const struct esp_stage *s, struct esp_err *err)
     return ESP_OK;
 }
 
+/* What the stage takes of the device beside the shelf's pieces. */
+static uint64_t other_bytes(const struct esp_stage *s)
+{
+    return s->kv_bytes + s->scratch_bytes + s->weights.n_vec * sizeof(float);
+}
+
 /* Buffers but the weights, after checking the whole plan against the device's budget. */
 static esp_status space_create(struct esp_stage *s, struct esp_err *err)
 {
@@ -57,17 +64,21 @@ static esp_status space_create(struct esp_stage *s, struct esp_err *err)
     const uint32_t max_table = s->spec.max_seqs * blocks_a_seq + at->n_vision_blocks;
     const size_t step_bytes = esp_batch_n_words(rows, s->spec.max_seqs, max_table) * 4;
     struct esp_vk *vk = s->vk;
+    uint64_t beside = esp_shelf_beside(s->shelf, &s->spec);
     esp_status st;
 
     s->kv_bytes = at->kv_texels * 16;
     s->scratch_bytes = at->act_texels * 16 + at->in_bytes + at->out_bytes + step_bytes;
     s->weight_bytes = s->weights.n_bytes;
-    if (s->weight_bytes + s->kv_bytes + s->scratch_bytes > vk->report.memory_bytes)
-        return esp_fail(
-            err, ESP_E_NOMEM,
-            "%s: needs %.1f MiB of weights, %.1f MiB of KV cache, %.1f MiB of scratch; it has %.1f MiB",
-            vk->report.name, (double)s->weight_bytes / (1 << 20), (double)s->kv_bytes / (1 << 20),
-            (double)s->scratch_bytes / (1 << 20), (double)vk->report.memory_bytes / (1 << 20));
+    if (s->weight_bytes + s->kv_bytes + s->scratch_bytes + beside > vk->report.memory_bytes)
+        return esp_fail(err, ESP_E_NOMEM,
+                        "%s: needs %.1f MiB of weights, %.1f MiB of KV cache, %.1f MiB of scratch; it has "
+                        "%.1f MiB, %.1f of them in use",
+                        vk->report.name, (double)s->weight_bytes / (1 << 20), (double)s->kv_bytes / (1 << 20),
+                        (double)s->scratch_bytes / (1 << 20), (double)vk->report.memory_bytes / (1 << 20),
+                        (double)beside / (1 << 20));
+    esp_shelf_use(s->shelf, &s->spec, other_bytes(s));
+    s->on_shelf = true;
     st = esp_buf_create(&s->space.act, vk, ESP_BUF_DEVICE, at->act_texels * 16, VK_FORMAT_R32G32B32A32_SFLOAT,
                         "scratch", err);
     if (!st)
@@ -119,24 +130,26 @@ static esp_status books_create(struct esp_stage *s, uint32_t n_blocks, struct es
     return st;
 }
 
-esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
                             const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
                             struct esp_err *err)
 {
     struct esp_stage *s = calloc(1, sizeof *s);
     uint32_t n_blocks = 0;
+    bool short_of_memory;
     esp_status st;
 
     *out = NULL;
     if (!s)
         return esp_fail(err, ESP_E_NOMEM, "stage");
-    s->vk = s->space.vk = vk;
-    s->ck = ck;
-    s->c = esp_checkpoint_config(ck);
+    s->shelf = shelf;
+    s->vk = s->space.vk = esp_shelf_vk(shelf);
+    s->ck = esp_shelf_checkpoint(shelf);
+    s->c = esp_checkpoint_config(s->ck);
     s->spec = *spec;
     s->enc = spec->enc_lo < spec->enc_hi || spec->patch || spec->projector;
     s->dec = spec->dec_lo < spec->dec_hi || spec->embed || spec->head;
-    if ((st = spec_check(spec, s->c, err)))
+    if ((st = esp_stage_spec_check(spec, s->c, err)))
         goto done;
     if (!s->enc && !s->dec) { /* a spare: nothing to hold */
         *out = s;
@@ -147,22 +160,27 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const str
     if (spec->dec_lo < spec->dec_hi)
         n_blocks = (uint32_t)(esp_round_up(spec->kv_tokens, ESP_KV_BLOCK) / ESP_KV_BLOCK);
     if ((st = esp_layout_plan(&s->ps.at, s->c, spec, n_blocks, err)) ||
-        (st = esp_weights_plan(&s->weights, vk, ck, spec, spec->max_rows, err)) ||
+        (st = esp_weights_plan(&s->weights, shelf, spec, spec->max_rows, err)) ||
         (st = space_create(s, err)) ||
-        (st = esp_weights_load(&s->weights, &s->space, ck, spec->max_rows, progress, progress_arg, err)) ||
+        (st = esp_weights_load(&s->weights, &s->space, shelf, spec, spec->max_rows, progress, progress_arg,
+                               err)) ||
         (st = space_clear(s, err)) || (st = books_create(s, n_blocks, err)) ||
         (st = esp_space_bind(&s->space, err)))
         goto done;
-    if (vk->profile && (st = esp_profile_create(&s->space.profile, vk, err)))
+    if (s->vk->profile && (st = esp_profile_create(&s->space.profile, s->vk, err)))
         goto done;
     st = esp_programs_record(&s->ps, &s->space, &s->weights, s->c, spec, err);
     if (st)
         goto done;
-    esp_pipes_save(vk->pipes);
+    esp_pipes_save(s->vk->pipes);
+    esp_shelf_settle(shelf, spec);
     *out = s;
     s = NULL;
 done:
+    short_of_memory = st == ESP_E_NOMEM && s->on_shelf;
     esp_stage_destroy(&s);
+    if (short_of_memory) /* the plan fitted, the device did not keep its word */
+        esp_shelf_settle(shelf, NULL);
     return st;
 }
 
@@ -175,6 +193,8 @@ void esp_stage_destroy(struct esp_stage **sp)
     vkDeviceWaitIdle(s->vk->dev);
     esp_profile_log(s->space.profile, s->vk->log);
     esp_programs_finish(&s->ps, s->vk);
+    if (s->on_shelf)
+        esp_shelf_leave(s->shelf, &s->spec, other_bytes(s));
     esp_weights_finish(&s->weights);
     esp_space_finish(&s->space);
     esp_kv_destroy(&s->kv);
@@ -192,6 +212,7 @@ void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
     out->weight_bytes = s->weight_bytes;
     out->kv_bytes = s->kv_bytes;
     out->scratch_bytes = s->scratch_bytes;
+    out->loaded_bytes = s->weights.read_bytes;
     out->block_tokens = ESP_KV_BLOCK;
     if (s->kv) {
         out->kv_blocks = esp_kv_n_blocks(s->kv);

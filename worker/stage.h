@@ -16,7 +16,8 @@
 #include "proto/status.h"
 #include "proto/wire.h"
 
-struct esp_vk; /* an opened device: worker/vk_device.h */
+struct esp_vk;    /* an opened device: worker/vk_device.h */
+struct esp_shelf; /* the weights it holds: worker/shelf.h */
 struct esp_stage;
 
 /** What a placement gives this worker; meaning as in struct esp_msg_place. Both ranges empty: a spare. */
@@ -27,25 +28,34 @@ struct esp_stage_spec {
     bool final_softcap;
 };
 
-/** Called from the loading thread, from time to time; bytes of weights read so far and in all. */
-typedef void (*esp_load_progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+/**
+ * Called from the loading thread, from time to time; bytes of weights read so far, and in all that are not on the
+ * device yet. False: the load is given up.
+ */
+typedef bool (*esp_load_progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+
+/** Errors: ESP_E_ARG (spec contradicts the model). */
+esp_status esp_stage_spec_check(const struct esp_stage_spec *spec, const struct esp_config *config,
+                                struct esp_err *err);
 
 /**
- * Loads the weights of `spec`'s layers from the checkpoint onto the device, plans and allocates KV cache and
- * scratch, creates pipelines. The plan is checked against the device's memory budget before anything is
- * taken.
+ * Loads the weights of `spec`'s layers from the checkpoint onto the device, but for those that the shelf has; plans and
+ * allocates KV cache and scratch, creates pipelines. The plan is checked against the device's memory budget before
+ * anything is taken. Afterwards the shelf holds what `spec` needs and no more. What a create that fails has read stays
+ * on the shelf for the next one, unless memory was the cause. A spare leaves the shelf as it is.
  *
- * @param vk, ck  borrowed for the stage's life
+ * @param shelf  with its device and checkpoint borrowed for the stage's life
  * Errors: ESP_E_ARG (spec contradicts the model), ESP_E_NOMEM (names what was needed and what there is),
- * ESP_E_DEVICE.
+ * ESP_E_CANCELLED (progress returned false), what the shelf's `need` said, ESP_E_DEVICE.
  */
-esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
                             const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
                             struct esp_err *err);
 void esp_stage_destroy(struct esp_stage **stage);
 
 struct esp_stage_info_out {
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* on the device */
+    uint64_t loaded_bytes; /* of the weights, read when the stage was made; the rest was there */
     uint64_t kv_blocks, kv_used_blocks;
     uint32_t block_tokens;
     uint32_t n_seqs, n_images; /* live now */

@@ -10,6 +10,8 @@
 #include "worker/stage.h"
 
 struct esp_stage {
+    struct esp_shelf *shelf;
+    bool on_shelf; /* esp_shelf_use was called */
     struct esp_vk *vk;
     const struct esp_checkpoint *ck;
     const struct esp_config *c;

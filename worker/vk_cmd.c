@@ -58,22 +58,18 @@ void esp_cmd_barrier_all(VkCommandBuffer cmd)
     barrier(cmd, VK_PIPELINE_STAGE_HOST_BIT, VK_ACCESS_HOST_READ_BIT);
 }
 
-esp_status esp_submit_wait(struct esp_vk *vk, const VkCommandBuffer *cmds, uint32_t n, bool apart,
-                           struct esp_err *err)
+esp_status esp_submit(uint64_t *out, struct esp_vk *vk, const VkCommandBuffer *cmds, uint32_t n, bool apart,
+                      struct esp_err *err)
 {
     VkSubmitInfo batch[MAX_BATCH];
     uint64_t value = vk->n_submitted + 1;
     VkTimelineSemaphoreSubmitInfo timeline = {.sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
                                               .signalSemaphoreValueCount = 1,
                                               .pSignalSemaphoreValues = &value};
-    VkSemaphoreWaitInfo wait = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
-                                .semaphoreCount = 1,
-                                .pSemaphores = &vk->timeline,
-                                .pValues = &value};
     uint32_t n_batch = apart ? n : 1;
-    VkResult r;
     esp_status st;
 
+    *out = vk->n_submitted;
     if (n == 0)
         return ESP_OK;
     if (n_batch > MAX_BATCH)
@@ -87,17 +83,35 @@ esp_status esp_submit_wait(struct esp_vk *vk, const VkCommandBuffer *cmds, uint3
     batch[n_batch - 1].signalSemaphoreCount = 1;
     batch[n_batch - 1].pSignalSemaphores = &vk->timeline;
     st = esp_vk_check(vkQueueSubmit(vk->queue, n_batch, batch, VK_NULL_HANDLE), "vkQueueSubmit", err);
-    if (st)
-        return st;
-    vk->n_submitted = value;
+    if (!st)
+        *out = vk->n_submitted = value;
+    return st;
+}
+
+esp_status esp_submit_done(struct esp_vk *vk, uint64_t value, uint32_t n, struct esp_err *err)
+{
+    VkSemaphoreWaitInfo wait = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
+                                .semaphoreCount = 1,
+                                .pSemaphores = &vk->timeline,
+                                .pValues = &value};
+    VkResult r = VK_TIMEOUT;
+
     /* In slices: a driver that misses its wake-up costs a second, not the stage. */
-    r = VK_TIMEOUT;
     for (uint64_t waited = 0; r == VK_TIMEOUT && waited < WAIT_NS_EACH * n; waited += WAIT_NS_SLICE)
         r = vkWaitSemaphores(vk->dev, &wait, WAIT_NS_SLICE);
     if (r == VK_TIMEOUT)
         return esp_fail(err, ESP_E_DEVICE, "the device did not finish %u command buffers in %llu s", n,
                         WAIT_NS_EACH * n / 1000000000ull);
     return esp_vk_check(r, "vkWaitSemaphores", err);
+}
+
+esp_status esp_submit_wait(struct esp_vk *vk, const VkCommandBuffer *cmds, uint32_t n, bool apart,
+                           struct esp_err *err)
+{
+    uint64_t value;
+    esp_status st = esp_submit(&value, vk, cmds, n, apart, err);
+
+    return st || n == 0 ? st : esp_submit_done(vk, value, n, err);
 }
 
 esp_status esp_cmd_once_begin(VkCommandBuffer *out, struct esp_vk *vk, struct esp_err *err)

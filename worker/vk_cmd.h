@@ -19,6 +19,15 @@ void esp_cmd_barrier(VkCommandBuffer cmd);
 void esp_cmd_barrier_all(VkCommandBuffer cmd);
 
 /**
+ * Hands in command buffers in order, each in a batch of its own if `apart`; *out: the timeline's value once the device
+ * is done with them. They may not be recorded, freed or handed in anew before.
+ */
+esp_status esp_submit(uint64_t *out, struct esp_vk *vk, const VkCommandBuffer *cmds, uint32_t n, bool apart,
+                      struct esp_err *err);
+/** Sleeps until the timeline has come to `value`; n: command buffers that may take their time. Errors: as below. */
+esp_status esp_submit_done(struct esp_vk *vk, uint64_t value, uint32_t n, struct esp_err *err);
+
+/**
  * Hands in command buffers in order and sleeps until the device is done with them.
  * @param apart  each in a batch of its own, so that no single piece of work runs into a driver's watchdog;
  *               false: all in one batch

@@ -132,44 +132,85 @@ void esp_buf_destroy(struct esp_buf *b, struct esp_vk *vk)
 
 esp_status esp_upload_init(struct esp_upload *up, struct esp_vk *vk, struct esp_err *err)
 {
+    esp_status st = ESP_OK;
+
     memset(up, 0, sizeof *up);
     up->vk = vk;
     if (vk->uma)
         return ESP_OK; /* everything is mapped */
-    esp_status st = esp_buf_create(&up->staging, vk, ESP_BUF_UPLOAD, ESP_UPLOAD_BYTES, VK_FORMAT_UNDEFINED,
-                                   "staging buffer", err);
-    return st ? st : esp_cmd_alloc(&up->cmd, vk, err);
+    for (uint32_t i = 0; !st && i < 2; i++) {
+        st = esp_buf_create(&up->lane[i].staging, vk, ESP_BUF_UPLOAD, ESP_UPLOAD_BYTES, VK_FORMAT_UNDEFINED,
+                            "staging buffer", err);
+        if (!st)
+            st = esp_cmd_alloc(&up->lane[i].cmd, vk, err);
+    }
+    if (st)
+        esp_upload_finish(up);
+    return st;
 }
 
 void esp_upload_finish(struct esp_upload *up)
 {
     if (!up->vk)
         return;
-    esp_cmd_free(&up->cmd, up->vk);
-    esp_buf_destroy(&up->staging, up->vk);
+    if (up->lane[0].busy_until || up->lane[1].busy_until)
+        vkDeviceWaitIdle(up->vk->dev);
+    for (uint32_t i = 0; i < 2; i++) {
+        esp_cmd_free(&up->lane[i].cmd, up->vk);
+        esp_buf_destroy(&up->lane[i].staging, up->vk);
+    }
     memset(up, 0, sizeof *up);
 }
 
-void *esp_upload_map(struct esp_upload *up, struct esp_buf *to, VkDeviceSize at, VkDeviceSize n_bytes)
+static esp_status lane_wait(struct esp_upload *up, struct esp_upload_lane *lane, struct esp_err *err)
 {
+    esp_status st = lane->busy_until ? esp_submit_done(up->vk, lane->busy_until, 1, err) : ESP_OK;
+
+    if (!st)
+        lane->busy_until = 0;
+    return st;
+}
+
+esp_status esp_upload_map(void **out, struct esp_upload *up, struct esp_buf *to, VkDeviceSize at,
+                          VkDeviceSize n_bytes, struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+
     up->to = to;
     up->at = at;
     up->n_bytes = n_bytes;
-    return to->map ? (char *)to->map + at : up->staging.map;
+    *out = NULL;
+    if (to->map)
+        *out = (char *)to->map + at;
+    else if (!(st = lane_wait(up, &up->lane[up->turn], err)))
+        *out = up->lane[up->turn].staging.map;
+    return st;
 }
 
 esp_status esp_upload_commit(struct esp_upload *up, struct esp_err *err)
 {
+    struct esp_upload_lane *lane = &up->lane[up->turn];
     VkBufferCopy copy = {.dstOffset = up->at, .size = up->n_bytes};
     esp_status st;
 
     if (up->to->map || up->n_bytes == 0)
         return ESP_OK;
-    if ((st = esp_cmd_begin(up->cmd, true, err)))
+    if ((st = esp_cmd_begin(lane->cmd, true, err)))
         return st;
-    vkCmdCopyBuffer(up->cmd, up->staging.buf, up->to->buf, 1, &copy);
-    esp_cmd_barrier_all(up->cmd);
-    if ((st = esp_cmd_end(up->cmd, err)))
+    vkCmdCopyBuffer(lane->cmd, lane->staging.buf, up->to->buf, 1, &copy);
+    esp_cmd_barrier_all(lane->cmd);
+    if ((st = esp_cmd_end(lane->cmd, err)) ||
+        (st = esp_submit(&lane->busy_until, up->vk, &lane->cmd, 1, false, err))) {
+        lane->busy_until = 0; /* nothing was set off */
         return st;
-    return esp_submit_wait(up->vk, &up->cmd, 1, false, err);
+    }
+    up->turn ^= 1;
+    return ESP_OK;
+}
+
+esp_status esp_upload_wait(struct esp_upload *up, struct esp_err *err)
+{
+    esp_status st = lane_wait(up, &up->lane[0], err);
+
+    return st ? st : lane_wait(up, &up->lane[1], err);
 }

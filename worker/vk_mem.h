@@ -32,22 +32,36 @@ esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_k
 /** NULL-safe for half-built and zeroed buffers. The device must be done with it. */
 void esp_buf_destroy(struct esp_buf *buf, struct esp_vk *vk);
 
-/** Brings bytes into device buffers at load, through a staging buffer where there is no mapping. */
+/**
+ * Brings bytes into device buffers at load. Where there is no mapping they go through two staging buffers by turns: the
+ * host fills one while the device copies from the other.
+ */
 struct esp_upload {
     struct esp_vk *vk;
-    struct esp_buf staging;
-    VkCommandBuffer cmd;
+    struct esp_upload_lane {
+        struct esp_buf staging;
+        VkCommandBuffer cmd;
+        uint64_t busy_until; /* the timeline's value once its copy is done; 0: it is */
+    } lane[2];
+    uint32_t turn;
     struct esp_buf *to;
     VkDeviceSize at, n_bytes;
 };
 
-#define ESP_UPLOAD_BYTES (32u << 20) /* at most this much between map and commit */
+#define ESP_UPLOAD_BYTES (16u << 20) /* at most this much between map and commit */
 
 esp_status esp_upload_init(struct esp_upload *up, struct esp_vk *vk, struct esp_err *err);
+/** Waits for copies under way. Fine for a zeroed and a half-made one. */
 void esp_upload_finish(struct esp_upload *up);
-/** Where to write n_bytes (<= ESP_UPLOAD_BYTES) that shall land at `at` of `to`. Write only; commit next. */
-void *esp_upload_map(struct esp_upload *up, struct esp_buf *to, VkDeviceSize at, VkDeviceSize n_bytes);
-/** Has them there when it returns. */
+/**
+ * Where to write n_bytes (<= ESP_UPLOAD_BYTES) that shall land at `at` of `to`; write only, and commit next. May sleep
+ * for the copy before the last. Errors: ESP_E_DEVICE.
+ */
+esp_status esp_upload_map(void **out, struct esp_upload *up, struct esp_buf *to, VkDeviceSize at,
+                          VkDeviceSize n_bytes, struct esp_err *err);
+/** Sets off the copy, ordered before all that is submitted later. The staging buffer is the device's now. */
 esp_status esp_upload_commit(struct esp_upload *up, struct esp_err *err);
+/** Sleeps until everything committed is there. */
+esp_status esp_upload_wait(struct esp_upload *up, struct esp_err *err);
 
 #endif

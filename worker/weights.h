@@ -1,11 +1,12 @@
 /**
- * The weights a stage holds: which tensors a placement calls for, packed into device chunks.
+ * The weights of one stage: matrices, which the shelf's pieces hold, and the small vectors beside them, which the stage
+ * makes for itself.
  */
 #ifndef ESP_WORKER_WEIGHTS_H
 #define ESP_WORKER_WEIGHTS_H
 
 #include "worker/ops.h"
-#include "worker/stage.h"
+#include "worker/shelf.h"
 
 /** Vectors are indices into the space's vec buffer, ESP_NONE where the model has none. */
 struct esp_enc_layer {
@@ -29,25 +30,28 @@ struct esp_weights {
     uint32_t norm_final;
     uint32_t rope_cos, rope_sin; /* vec: f32[positions, padded H/2] */
 
-    struct esp_weight_item *items; /* the plan, until loaded */
+    struct esp_vec_item *items; /* vectors to be made, until loaded */
     uint32_t n_items, cap_items;
-    uint64_t n_chunk_bytes[ESP_MAX_CHUNKS];
-    uint32_t n_chunk;
-    uint64_t n_vec;   /* floats */
-    uint64_t n_bytes; /* of all chunks and vectors */
+    uint32_t n_chunk;    /* buffers of all pieces */
+    uint64_t n_vec;      /* floats */
+    uint64_t n_bytes;    /* of all pieces and vectors */
+    uint64_t read_bytes; /* of pieces that were not on the shelf */
 };
 
 /**
- * Lists what `spec` needs and where each piece will lie; takes no device memory.
+ * Lists what `spec` needs and where each of it will lie; takes no device memory.
  * @param n_pos  positions the rotary tables must cover
  * Errors: ESP_E_NOMEM (host memory, or more pieces than the device's buffers can hold).
  */
-esp_status esp_weights_plan(struct esp_weights *out, const struct esp_vk *vk, const struct esp_checkpoint *ck,
+esp_status esp_weights_plan(struct esp_weights *out, struct esp_shelf *shelf,
                             const struct esp_stage_spec *spec, uint32_t n_pos, struct esp_err *err);
 
-/** Allocates space->chunk[] and space->vec as planned, and fills them from the mapped checkpoint. */
-esp_status esp_weights_load(struct esp_weights *weights, struct esp_space *space,
-                            const struct esp_checkpoint *ck, uint32_t n_pos, esp_load_progress progress,
+/**
+ * Has the shelf read what it lacks, sets space->chunk[] to its pieces, and makes space->vec. The stage must be using
+ * the shelf (esp_shelf_use). Errors: as esp_shelf_fill.
+ */
+esp_status esp_weights_load(struct esp_weights *weights, struct esp_space *space, struct esp_shelf *shelf,
+                            const struct esp_stage_spec *spec, uint32_t n_pos, esp_load_progress progress,
                             void *progress_arg, struct esp_err *err);
 
 void esp_weights_finish(struct esp_weights *weights);

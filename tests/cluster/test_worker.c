@@ -108,7 +108,7 @@ static void test_bad_endpoints(void **state)
         struct esp_err err = {0};
         bool busy;
 
-        assert_int_equal(esp_worker_serve(&o, NULL, NULL, &busy, &err), cases[i].status);
+        assert_int_equal(esp_worker_serve(&o, NULL, &busy, &err), cases[i].status);
         assert_false(busy);
         if (!strstr(err.text, cases[i].fragment))
             fail_msg("\"%s\" lacks \"%s\"", err.text, cases[i].fragment);

@@ -87,7 +87,7 @@ static void *worker_main(void *arg)
     struct rig_worker *w = arg;
     bool still_busy;
 
-    w->status = esp_worker_serve(&w->options, NULL, NULL, &still_busy, &w->err);
+    w->status = esp_worker_serve(&w->options, NULL, &still_busy, &w->err);
     atomic_store(&w->ended, true);
     return NULL;
 }

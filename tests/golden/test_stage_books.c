@@ -324,12 +324,14 @@ static void test_no_number(void **state)
     const uint64_t id = 1;
     const size_t n_bytes = c->text.vocab * sizeof(float);
     float *rows = malloc((size_t)64 * c->text.width * sizeof *rows), *first = malloc(n_bytes);
+    struct esp_shelf *shelf = NULL;
     struct esp_stage *stage = NULL;
     struct esp_stage_out out;
     struct esp_err err = {0};
 
     assert_true(rows && first);
-    esp_must(esp_stage_create(&stage, vk, ck, &spec, NULL, NULL, &err), &err);
+    esp_must(esp_shelf_create(&shelf, vk, ck, NULL, NULL, &err), &err);
+    esp_must(esp_stage_create(&stage, shelf, &spec, NULL, NULL, &err), &err);
     for (int round = 0; round < 3; round++) {
         const uint32_t n = round == 1 ? 64 : 33; /* the bad step fills what the good ones leave masked */
         const struct esp_seq_rows seq = {.seq = id, .n_tok = n, .n_prefix = n};
@@ -359,6 +361,7 @@ static void test_no_number(void **state)
         }
     }
     esp_stage_destroy(&stage);
+    esp_shelf_destroy(&shelf);
     free(rows);
     free(first);
 }

@@ -76,6 +76,7 @@ void esp_rig_begin(uint32_t max_rows, uint32_t max_copies, uint32_t max_table)
     r->max_table = max_table ? max_table : 1;
     memset(&r->grids, 0, sizeof r->grids);
     memset(&r->space, 0, sizeof r->space);
+    memset(r->weights, 0, sizeof r->weights);
     memset(&r->err, 0, sizeof r->err);
     r->space.vk = r->vk;
     esp_rig_must(esp_upload_init(&r->up, r->vk, &r->err));
@@ -132,9 +133,12 @@ static void upload(struct esp_buf *to, const void *data, size_t n_bytes)
 {
     for (size_t at = 0; at < n_bytes; at += ESP_UPLOAD_BYTES) {
         const size_t n = n_bytes - at < ESP_UPLOAD_BYTES ? n_bytes - at : ESP_UPLOAD_BYTES;
-        memcpy(esp_upload_map(&esp_rig.up, to, at, n), (const char *)data + at, n);
+        void *dst;
+        esp_rig_must(esp_upload_map(&dst, &esp_rig.up, to, at, n, &esp_rig.err));
+        memcpy(dst, (const char *)data + at, n);
         esp_rig_must(esp_upload_commit(&esp_rig.up, &esp_rig.err));
     }
+    esp_rig_must(esp_upload_wait(&esp_rig.up, &esp_rig.err));
 }
 
 static void make_buf(struct esp_buf *buf, enum esp_buf_kind kind, size_t n_bytes, VkFormat format)
@@ -167,8 +171,9 @@ struct esp_mat esp_rig_mat(const struct esp_pack_spec *spec, uint32_t n_part, ui
     for (uint32_t p = 0; p < n_part; p++) {
         const uint32_t next = (uint32_t)((uint64_t)n_panel * n_times * (p + 1) / n_part);
         const uint32_t lead = p ? 8 : 0; /* a later part does not begin where its chunk does */
-        struct esp_buf *to = &r->space.chunk[r->space.n_chunk];
+        struct esp_buf *to = &r->weights[r->space.n_chunk];
         make_buf(to, ESP_BUF_DEVICE, lead * 16 + (next - panel) * panel_bytes, VK_FORMAT_R32G32B32A32_UINT);
+        r->space.chunk[r->space.n_chunk] = to;
         m.part[p].chunk = r->space.n_chunk++;
         m.part[p].at = lead;
         m.part[p].row0 = panel * 32;
@@ -178,8 +183,9 @@ struct esp_mat esp_rig_mat(const struct esp_pack_spec *spec, uint32_t n_part, ui
             const uint32_t most = (uint32_t)(ESP_UPLOAD_BYTES / panel_bytes);
             n = n < next - panel ? n : next - panel;
             n = n < most ? n : most;
-            memcpy(esp_upload_map(&r->up, to, at, n * panel_bytes), packed + panel % n_panel * panel_bytes,
-                   n * panel_bytes);
+            void *dst;
+            esp_rig_must(esp_upload_map(&dst, &r->up, to, at, n * panel_bytes, &r->err));
+            memcpy(dst, packed + panel % n_panel * panel_bytes, n * panel_bytes);
             esp_rig_must(esp_upload_commit(&r->up, &r->err));
             at += n * panel_bytes;
             panel += n;
@@ -195,8 +201,10 @@ void esp_rig_ready(void)
     struct esp_space *s = &r->space;
     const size_t words = esp_batch_n_words(r->max_rows, r->max_copies, r->max_table);
 
-    if (s->n_chunk == 0)
-        make_buf(&s->chunk[s->n_chunk++], ESP_BUF_DEVICE, 16, VK_FORMAT_R32G32B32A32_UINT);
+    if (s->n_chunk == 0) {
+        make_buf(&r->weights[0], ESP_BUF_DEVICE, 16, VK_FORMAT_R32G32B32A32_UINT);
+        s->chunk[s->n_chunk++] = &r->weights[0];
+    }
     make_buf(&s->vec, ESP_BUF_DEVICE, r->vec.n * 4, VK_FORMAT_UNDEFINED);
     make_buf(&s->act, ESP_BUF_DEVICE, r->act.n * 4, VK_FORMAT_R32G32B32A32_SFLOAT);
     make_buf(&s->kv, ESP_BUF_DEVICE, r->kv.n * 4, VK_FORMAT_R32G32B32A32_SFLOAT);
@@ -295,6 +303,8 @@ void esp_rig_end(void)
     esp_cmd_free(&r->rec.cmd, r->vk);
     esp_upload_finish(&r->up);
     esp_space_finish(&r->space);
+    for (uint32_t i = 0; i < ESP_MAX_CHUNKS; i++)
+        esp_buf_destroy(&r->weights[i], r->vk);
 }
 
 void esp_weights_make(struct esp_weights_made *w, struct esp_rand *r, enum esp_dtype dtype, uint32_t n,

@@ -31,6 +31,7 @@ struct esp_rig {
     struct esp_vk *vk;
     bool slow; /* a CPU driver with the kernels made for GPUs: tests give it fewer rows */
     struct esp_space space;
+    struct esp_buf weights[ESP_MAX_CHUNKS]; /* space's chunks */
     struct esp_batch batch;
     struct esp_rec rec; /* what operations are recorded into, between ready and run */
     struct esp_image act, vec, kv, in, out;

@@ -202,7 +202,7 @@ static void *worker_main(void *arg)
     bool still_busy;
 
     prctl(PR_SET_TIMERSLACK, 1UL); /* the stage's thread inherits it */
-    w->status = esp_worker_serve(&w->options, &w->device.vk, w->fleet->ck, &still_busy, &w->err);
+    w->status = esp_worker_serve(&w->options, w->shelf, &still_busy, &w->err);
     atomic_store(&w->ended, true);
     return NULL;
 }
@@ -212,6 +212,7 @@ static void start_thread(struct fleet *f, struct fleet_worker *w)
     struct esp_err err;
 
     must(sim_device_init(&w->device, &w->profile, esp_checkpoint_config(f->ck), &err), &err, w->name);
+    must(esp_shelf_create(&w->shelf, &w->device.vk, f->ck, NULL, NULL, &err), &err, w->name);
     w->stop_fd = eventfd(0, EFD_CLOEXEC);
     assert_true(w->stop_fd >= 0);
     w->options = (struct esp_worker_options){.name = w->name,
@@ -328,6 +329,7 @@ static void stop_worker(const struct fleet *f, struct fleet_worker *w)
             if (fleet_now() > end)
                 fail_msg("%s does not end", w->name);
         pthread_join(w->thread, NULL);
+        esp_shelf_destroy(&w->shelf);
         close(w->stop_fd);
         if (w->status)
             fail_msg("%s ended badly: %s", w->name, w->err.text);

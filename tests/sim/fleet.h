@@ -35,6 +35,7 @@ struct fleet_worker {
 
     /* FLEET_THREAD */
     struct sim_device device;
+    struct esp_shelf *shelf;
     struct esp_worker_options options;
     pthread_t thread;
     int stop_fd;

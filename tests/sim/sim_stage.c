@@ -13,14 +13,16 @@
 #include "coordinator/cost.h"
 #include "tests/sim/sim_device.h"
 #include "tests/sim/sim_model.h"
+#include "tests/sim/sim_shelf.h"
 #include "worker/kv.h"
 #include "worker/stage.h"
 
-#define BLOCK       32u /* tokens of a KV block */
-#define NONE        UINT32_MAX
-#define PROGRESS_NS UINT64_C(50000000)
+#define BLOCK 32u /* tokens of a KV block */
+#define NONE  UINT32_MAX
 
 struct esp_stage {
+    struct esp_shelf *shelf;
+    bool on_shelf;
     struct sim_device *device;
     const struct esp_config *c;
     struct esp_stage_spec spec;
@@ -30,7 +32,7 @@ struct esp_stage {
     struct esp_kv_append *appends;
     uint64_t *images;   /* [max_images] ids; 0: free */
     uint64_t *features; /* [max_images, N] rows */
-    uint64_t weight_bytes, kv_bytes, scratch_bytes;
+    uint64_t weight_bytes, kv_bytes, scratch_bytes, loaded_bytes;
 };
 
 /* ---- time ---- */
@@ -101,34 +103,18 @@ static esp_status plan(struct esp_stage *s, struct esp_err *err)
 
     if (st)
         return st;
-    s->weight_bytes = s->n_enc * c.enc_layer.weight_bytes + s->n_dec * c.dec_layer.weight_bytes +
-                      (p->patch ? c.patch.weight_bytes : 0) + (p->projector ? c.projector.weight_bytes : 0) +
-                      (p->embed || p->head ? c.embed.weight_bytes : 0) + (p->head ? c.head.weight_bytes : 0);
+    s->weight_bytes = sim_shelf_bytes(s->shelf, p);
     s->kv_bytes = (uint64_t)s->n_dec * esp_round_up(p->kv_tokens, BLOCK) * c.kv_token_bytes;
     s->scratch_bytes = (s->n_enc ? c.enc_scratch_bytes : 0) + (s->n_dec ? c.dec_scratch_bytes : 0);
-    if (s->weight_bytes + s->kv_bytes + s->scratch_bytes > s->device->vk.report.memory_bytes)
+    if (s->weight_bytes + s->kv_bytes + s->scratch_bytes + sim_shelf_beside(s->shelf, p) >
+        s->device->vk.report.memory_bytes)
         return esp_fail(err, ESP_E_NOMEM, "%s: needs %" PRIu64 " MiB, it has %" PRIu64 " MiB",
                         s->device->profile.name, (s->weight_bytes + s->kv_bytes + s->scratch_bytes) >> 20,
                         s->device->vk.report.memory_bytes >> 20);
     return ESP_OK;
 }
 
-static void load(struct esp_stage *s, esp_load_progress progress, void *arg)
-{
-    const double rate = s->device->profile.load_rate;
-    const uint64_t begun = now_ns(), all = rate > 0 ? (uint64_t)(1e9 * (double)s->weight_bytes / rate) : 0;
-
-    for (uint64_t at = PROGRESS_NS; at < all; at += PROGRESS_NS) {
-        sleep_until(begun + at);
-        progress(arg, (uint64_t)((double)at / (double)all * (double)s->weight_bytes), s->weight_bytes);
-    }
-    if (all > 0)
-        sleep_until(begun + all);
-    atomic_fetch_add(&s->device->count.n_loads, 1);
-    atomic_fetch_add(&s->device->count.load_bytes, s->weight_bytes);
-}
-
-esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
                             const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
                             struct esp_err *err)
 {
@@ -139,8 +125,9 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const str
     *out = NULL;
     if (!s)
         return esp_fail(err, ESP_E_NOMEM, "a simulated stage");
-    s->device = (struct sim_device *)vk; /* whose first member it is */
-    s->c = esp_checkpoint_config(ck);
+    s->shelf = shelf;
+    s->device = sim_shelf_device(shelf);
+    s->c = sim_shelf_config(shelf);
     s->spec = *spec;
     st = spec_check(spec, s->c, err);
     if (st)
@@ -163,7 +150,12 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const str
                            (uint32_t)(esp_round_up(spec->max_rows, BLOCK) / BLOCK), err);
     if (st)
         goto done;
-    load(s, progress, progress_arg);
+    sim_shelf_use(shelf, spec, s->kv_bytes + s->scratch_bytes);
+    s->on_shelf = true;
+    st = sim_shelf_fill(shelf, spec, progress, progress_arg, &s->loaded_bytes, err);
+    if (st)
+        goto done;
+    atomic_fetch_add(&s->device->count.n_loads, 1);
     *out = s;
     s = NULL;
 done:
@@ -177,6 +169,8 @@ void esp_stage_destroy(struct esp_stage **stage)
 
     if (!s)
         return;
+    if (s->on_shelf)
+        sim_shelf_leave(s->shelf, &s->spec, s->kv_bytes + s->scratch_bytes);
     esp_kv_destroy(&s->kv);
     free(s->cell);
     free(s->appends);
@@ -192,6 +186,7 @@ void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
     out->weight_bytes = s->weight_bytes;
     out->kv_bytes = s->kv_bytes;
     out->scratch_bytes = s->scratch_bytes;
+    out->loaded_bytes = s->loaded_bytes;
     out->block_tokens = BLOCK;
     if (s->kv) {
         out->kv_blocks = esp_kv_n_blocks(s->kv);

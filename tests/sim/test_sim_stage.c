@@ -10,7 +10,7 @@
 #include "model/checkpoint.h"
 #include "tests/sim/sim_device.h"
 #include "tests/sim/sim_model.h"
-#include "worker/stage.h"
+#include "worker/shelf.h"
 
 #define MODEL "tests/golden/data/tiny"
 
@@ -103,6 +103,7 @@ struct fix {
     struct esp_checkpoint *ck;
     const struct esp_config *c;
     struct sim_device device;
+    struct esp_shelf *shelf;
 };
 
 static int setup(void **state)
@@ -114,20 +115,24 @@ static int setup(void **state)
         return -1;
     f->c = esp_checkpoint_config(f->ck);
     *state = f;
-    return (int)sim_device_init(&f->device, &sim_profile_default, f->c, &err);
+    if (sim_device_init(&f->device, &sim_profile_default, f->c, &err))
+        return -1;
+    return (int)esp_shelf_create(&f->shelf, &f->device.vk, f->ck, NULL, NULL, &err);
 }
 
 static int teardown(void **state)
 {
     struct fix *f = *state;
 
+    esp_shelf_destroy(&f->shelf);
     esp_checkpoint_destroy(&f->ck);
     free(f);
     return 0;
 }
 
-static void on_load(void *arg, uint64_t done, uint64_t total)
+static bool on_load(void *arg, uint64_t done, uint64_t total)
 {
+    return true;
 }
 
 static struct esp_stage *stage(struct fix *f, uint32_t enc_lo, uint32_t enc_hi, uint32_t dec_lo,
@@ -149,7 +154,7 @@ static struct esp_stage *stage(struct fix *f, uint32_t enc_lo, uint32_t enc_hi, 
     struct esp_stage *s;
     struct esp_err err;
 
-    if (esp_stage_create(&s, &f->device.vk, f->ck, &spec, on_load, NULL, &err))
+    if (esp_stage_create(&s, f->shelf, &spec, on_load, NULL, &err))
         fail_msg("%s", err.text);
     return s;
 }

@@ -38,14 +38,17 @@ void esp_chain_open(struct esp_chain *c, struct esp_vk *vk, const struct esp_che
         spec.kv_tokens = 4 * max_rows;
         spec.max_seqs = 16;
         spec.max_images = 4;
-        esp_must(esp_stage_create(&c->stage[i], vk, ck, &spec, NULL, NULL, &err), &err);
+        esp_must(esp_shelf_create(&c->shelf[i], vk, ck, NULL, NULL, &err), &err);
+        esp_must(esp_stage_create(&c->stage[i], c->shelf[i], &spec, NULL, NULL, &err), &err);
     }
 }
 
 void esp_chain_close(struct esp_chain *c)
 {
-    for (uint32_t i = 0; i < c->n; i++)
+    for (uint32_t i = 0; i < c->n; i++) {
         esp_stage_destroy(&c->stage[i]);
+        esp_shelf_destroy(&c->shelf[i]);
+    }
 }
 
 static void show(const struct esp_stage_out *out, esp_chain_seen seen, void *arg)

@@ -4,7 +4,7 @@
 #ifndef ESP_TESTS_SUPPORT_CHAIN_H
 #define ESP_TESTS_SUPPORT_CHAIN_H
 
-#include "worker/stage.h"
+#include "worker/shelf.h"
 #include "worker/vk_device.h"
 
 #define ESP_CHAIN_MAX 64
@@ -12,6 +12,7 @@
 struct esp_chain {
     const struct esp_checkpoint *ck;
     uint32_t n;
+    struct esp_shelf *shelf[ESP_CHAIN_MAX]; /* one a stage, as if each were on a device of its own */
     struct esp_stage *stage[ESP_CHAIN_MAX];
     uint64_t next_id;
 };

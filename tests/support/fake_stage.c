@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "worker/stage.h"
+#include "worker/shelf.h"
 
 struct fake_seq {
     uint64_t id; /* 0: unused */
@@ -32,7 +32,46 @@ static void sleep_ms(long ms)
     nanosleep(&t, NULL);
 }
 
-esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+struct esp_shelf {
+    int unused;
+};
+
+esp_status esp_shelf_create(struct esp_shelf **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+                            esp_shelf_need need, void *need_arg, struct esp_err *err)
+{
+    *out = calloc(1, sizeof **out);
+    return *out ? ESP_OK : esp_fail(err, ESP_E_NOMEM, "fake shelf");
+}
+
+void esp_shelf_destroy(struct esp_shelf **shelf)
+{
+    free(*shelf);
+    *shelf = NULL;
+}
+
+/* Of 6000 bytes: all at once, or FAKE_KV_SLOW: 100 a slice of 10 ms. */
+esp_status esp_shelf_load(struct esp_shelf *shelf, const struct esp_stage_spec *spec, uint64_t max_bytes,
+                          struct esp_shelf_slice *out, struct esp_err *err)
+{
+    static _Thread_local uint64_t n_done; /* a runner's thread loads one placement at a time */
+
+    memset(out, 0, sizeof *out);
+    if (spec->kv_tokens == FAKE_KV_NOMEM)
+        return esp_fail(err, ESP_E_NOMEM, "weights: 9999 MiB, 12 MiB left");
+    out->weight_bytes = 6000;
+    out->loaded_bytes = 6000;
+    if (spec->kv_tokens == FAKE_KV_SLOW) {
+        sleep_ms(10);
+        out->loaded_bytes = 100;
+        n_done += 100;
+        out->lacking_bytes = 6000 - n_done;
+    }
+    if (out->lacking_bytes == 0)
+        n_done = 0;
+    return ESP_OK;
+}
+
+esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
                             const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
                             struct esp_err *err)
 {
@@ -43,7 +82,8 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_vk *vk, const str
     if (spec->kv_tokens == FAKE_KV_NOMEM)
         return esp_fail(err, ESP_E_NOMEM, "KV cache: 9999 MiB, 12 MiB left");
     for (uint64_t i = 0; spec->kv_tokens == FAKE_KV_SLOW && i <= 60; i++) {
-        progress(progress_arg, i * 100, 6000);
+        if (!progress(progress_arg, i * 100, 6000))
+            return esp_fail(err, ESP_E_CANCELLED, "given up");
         sleep_ms(10);
     }
     *out = calloc(1, sizeof **out);
@@ -63,6 +103,7 @@ void esp_stage_info(const struct esp_stage *stage, struct esp_stage_info_out *ou
 {
     memset(out, 0, sizeof *out);
     out->weight_bytes = 1000;
+    out->loaded_bytes = 600;
     out->kv_bytes = 2000;
     out->scratch_bytes = 3000;
     out->kv_blocks = stage->spec.kv_tokens / FAKE_BLOCK_TOKENS + 1;

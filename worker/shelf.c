@@ -1,0 +1,490 @@
+#include "worker/shelf.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "worker/piece.h"
+
+#define READ_AHEAD   (UINT64_C(64) << 20) /* of stored bytes, asked for before they are packed */
+#define ASK_AGAIN_MS 10                   /* when bytes are not there yet */
+
+/* A piece and how much of it the device has. */
+struct held {
+    struct esp_piece *plan;    /* NULL: nobody asked yet */
+    struct esp_buf *chunk;     /* plan->n_chunk; NULL: not on the device */
+    uint32_t mat, part, group; /* what is packed next: a matrix, one of its parts, a group of that */
+    uint64_t n_done;           /* bytes packed */
+    uint32_t ahead_mat, ahead_group;
+    uint64_t n_ahead; /* bytes, packed, of what the kernel was asked to read */
+    bool asked;       /* `need` said that its bytes are there */
+    uint32_t n_user;
+    bool unwanted; /* goes with its last user */
+};
+
+struct esp_shelf {
+    struct esp_vk *vk;
+    const struct esp_checkpoint *ck;
+    const struct esp_config *c;
+    esp_shelf_need need;
+    void *need_arg;
+    uint32_t n_held;
+    struct held *held;
+    uint64_t other_bytes; /* of stages, beside weights */
+    struct esp_upload up; /* while something is being loaded */
+    void *row;            /* scratch for packing */
+    size_t row_bytes;
+};
+
+esp_status esp_shelf_create(struct esp_shelf **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+                            esp_shelf_need need, void *need_arg, struct esp_err *err)
+{
+    struct esp_shelf *sh = calloc(1, sizeof *sh);
+
+    *out = NULL;
+    if (sh) {
+        sh->vk = vk;
+        sh->ck = ck;
+        sh->c = esp_checkpoint_config(ck);
+        sh->need = need;
+        sh->need_arg = need_arg;
+        sh->n_held = esp_piece_count(sh->c);
+        sh->held = calloc(sh->n_held, sizeof *sh->held);
+    }
+    if (!sh || !sh->held) {
+        free(sh);
+        return esp_fail(err, ESP_E_NOMEM, "list of weights");
+    }
+    *out = sh;
+    return ESP_OK;
+}
+
+static void drop(struct esp_shelf *sh, struct held *h)
+{
+    for (uint32_t i = 0; h->chunk && i < h->plan->n_chunk; i++)
+        esp_buf_destroy(&h->chunk[i], sh->vk);
+    free(h->chunk);
+    *h = (struct held){.plan = h->plan, .n_user = h->n_user};
+}
+
+/* What only loading takes. */
+static void rest(struct esp_shelf *sh)
+{
+    esp_upload_finish(&sh->up);
+    free(sh->row);
+    sh->row = NULL;
+    sh->row_bytes = 0;
+}
+
+void esp_shelf_destroy(struct esp_shelf **shelf)
+{
+    struct esp_shelf *sh = *shelf;
+
+    if (!sh)
+        return;
+    rest(sh);
+    for (uint32_t i = 0; i < sh->n_held; i++) {
+        drop(sh, &sh->held[i]);
+        free(sh->held[i].plan);
+    }
+    free(sh->held);
+    free(sh);
+    *shelf = NULL;
+}
+
+struct esp_vk *esp_shelf_vk(const struct esp_shelf *sh)
+{
+    return sh->vk;
+}
+
+const struct esp_checkpoint *esp_shelf_checkpoint(const struct esp_shelf *sh)
+{
+    return sh->ck;
+}
+
+esp_status esp_shelf_piece(const struct esp_piece **out, struct esp_shelf *sh, uint32_t piece,
+                           struct esp_err *err)
+{
+    struct held *h = &sh->held[piece];
+    struct esp_piece *plan;
+    esp_status st;
+
+    *out = h->plan;
+    if (h->plan)
+        return ESP_OK;
+    plan = malloc(sizeof *plan);
+    if (!plan)
+        return esp_fail(err, ESP_E_NOMEM, "list of weights");
+    st = esp_piece_plan(plan, sh->ck, piece, sh->vk->max_alloc_bytes, err);
+    if (st) {
+        free(plan);
+        return st;
+    }
+    *out = h->plan = plan;
+    return ESP_OK;
+}
+
+const struct esp_buf *esp_shelf_chunks(const struct esp_shelf *sh, uint32_t piece)
+{
+    return sh->held[piece].chunk;
+}
+
+/* ---- room ---- */
+
+static bool of(const struct esp_shelf *sh, uint32_t piece, const struct esp_stage_spec *spec)
+{
+    return spec && esp_piece_of(piece, sh->c, spec);
+}
+
+/* Bytes of the device that pieces outside of spec take: those in use, or those that are idle. */
+static uint64_t bytes_outside(const struct esp_shelf *sh, const struct esp_stage_spec *spec, bool in_use)
+{
+    uint64_t n = 0;
+
+    for (uint32_t i = 0; i < sh->n_held; i++)
+        if (sh->held[i].chunk && !of(sh, i, spec) && (sh->held[i].n_user > 0) == in_use)
+            n += sh->held[i].plan->n_bytes;
+    return n;
+}
+
+uint64_t esp_shelf_beside(const struct esp_shelf *sh, const struct esp_stage_spec *spec)
+{
+    return sh->other_bytes + bytes_outside(sh, spec, true);
+}
+
+static void drop_idle(struct esp_shelf *sh, const struct esp_stage_spec *but)
+{
+    for (uint32_t i = 0; i < sh->n_held; i++)
+        if (sh->held[i].chunk && sh->held[i].n_user == 0 && !of(sh, i, but))
+            drop(sh, &sh->held[i]);
+}
+
+/* Bytes of spec's pieces, whole and what of them is on the device. */
+static esp_status sum(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint64_t *all, uint64_t *done,
+                      struct esp_err *err)
+{
+    const struct esp_piece *plan;
+
+    *all = *done = 0;
+    for (uint32_t i = 0; i < sh->n_held; i++) {
+        if (!of(sh, i, spec))
+            continue;
+        esp_status st = esp_shelf_piece(&plan, sh, i, err);
+        if (st)
+            return st;
+        *all += plan->n_bytes;
+        *done += sh->held[i].n_done;
+    }
+    return ESP_OK;
+}
+
+void esp_shelf_use(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint64_t other_bytes)
+{
+    uint64_t all = 0;
+
+    sh->other_bytes += other_bytes;
+    for (uint32_t i = 0; i < sh->n_held; i++) {
+        if (!of(sh, i, spec))
+            continue;
+        sh->held[i].n_user++;
+        sh->held[i].unwanted = false;
+        all += sh->held[i].plan->n_bytes;
+    }
+    if (all + esp_shelf_beside(sh, spec) + bytes_outside(sh, spec, false) > sh->vk->report.memory_bytes)
+        drop_idle(sh, spec);
+}
+
+void esp_shelf_leave(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint64_t other_bytes)
+{
+    sh->other_bytes -= other_bytes;
+    for (uint32_t i = 0; i < sh->n_held; i++) {
+        if (of(sh, i, spec) && --sh->held[i].n_user == 0 && sh->held[i].unwanted)
+            drop(sh, &sh->held[i]);
+    }
+}
+
+void esp_shelf_settle(struct esp_shelf *sh, const struct esp_stage_spec *spec)
+{
+    drop_idle(sh, spec);
+    for (uint32_t i = 0; spec && i < sh->n_held; i++)
+        sh->held[i].unwanted = sh->held[i].n_user > 0 && !of(sh, i, spec);
+}
+
+/* ---- loading ---- */
+
+static bool whole(const struct held *h)
+{
+    return h->chunk && h->mat == h->plan->n_mat;
+}
+
+/* Groups of 8 rows that are packed in one go. */
+static uint32_t groups_at_once(const struct esp_piece_mat *m)
+{
+    return ESP_UPLOAD_BYTES / m->dims.group_bytes;
+}
+
+static uint32_t smaller(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Asks the kernel for the next stored bytes of a piece until `window` packed bytes are on their way; those that are. */
+static uint64_t read_ahead(struct held *h, uint64_t window)
+{
+    const struct esp_piece *plan = h->plan;
+
+    while (h->ahead_mat < plan->n_mat && h->n_ahead - h->n_done < window) {
+        const struct esp_piece_mat *m = &plan->mat[h->ahead_mat];
+        const uint32_t n_group = m->dims.np / 8;
+        const uint32_t n = smaller(groups_at_once(m) + 1, n_group - h->ahead_group); /* at least one */
+
+        for (uint32_t i = 0; i < m->spec.n_part; i++) {
+            uint64_t at, n_bytes;
+            esp_pack_source(&at, &n_bytes, &m->spec, i, h->ahead_group, n);
+            esp_tensor_soon(m->spec.part[i].tensor, at, n_bytes);
+        }
+        h->n_ahead += (uint64_t)n * m->dims.group_bytes;
+        h->ahead_group += n;
+        if (h->ahead_group == n_group) {
+            h->ahead_mat++;
+            h->ahead_group = 0;
+        }
+    }
+    return h->n_ahead - h->n_done;
+}
+
+/* The same over the pieces that come next. Bytes that first have to be fetched are nothing to read yet. */
+static void read_ahead_from(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint32_t piece)
+{
+    uint64_t window = READ_AHEAD, n;
+
+    for (uint32_t i = piece; i < sh->n_held && window > 0; i++) {
+        struct held *h = &sh->held[i];
+        if (!of(sh, i, spec) || !h->plan || whole(h))
+            continue;
+        if (sh->need && !h->asked)
+            return;
+        n = read_ahead(h, window);
+        window -= n < window ? n : window;
+    }
+}
+
+static void piece_name(const struct esp_shelf *sh, uint32_t piece, char *out, size_t n_out)
+{
+    static const char *const ends[] = {"patch embedding", "projector", "embedding table"};
+    const uint32_t layer = piece - ESP_N_PIECE_END, n_enc = sh->c->vision.n_layer;
+
+    if (piece < ESP_N_PIECE_END)
+        snprintf(out, n_out, "weights of the %s", ends[piece]);
+    else
+        snprintf(out, n_out, "weights of %s layer %u", layer < n_enc ? "encoder" : "decoder",
+                 layer < n_enc ? layer : layer - n_enc);
+}
+
+/* Room for a piece on the device. If there is none, idle pieces make some. */
+static esp_status place(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint32_t piece,
+                        struct esp_err *err)
+{
+    struct held *h = &sh->held[piece];
+    const uint32_t n = h->plan->n_chunk;
+    esp_status st = ESP_OK;
+    char name[64];
+
+    piece_name(sh, piece, name, sizeof name);
+    h->chunk = calloc(n, sizeof *h->chunk);
+    if (!h->chunk)
+        return esp_fail(err, ESP_E_NOMEM, "%s: out of memory", name);
+    for (uint32_t i = 0; !st && i < n; i++) {
+        for (uint32_t again = 0; again < 2; again++) {
+            st = esp_buf_create(&h->chunk[i], sh->vk, ESP_BUF_DEVICE, h->plan->chunk_bytes[i],
+                                VK_FORMAT_R32G32B32A32_UINT, name, err);
+            if (st != ESP_E_NOMEM || bytes_outside(sh, spec, false) == 0)
+                break;
+            drop_idle(sh, spec);
+        }
+    }
+    if (st)
+        drop(sh, h);
+    return st;
+}
+
+static esp_status scratch(struct esp_shelf *sh, const struct esp_piece *plan, struct esp_err *err)
+{
+    size_t n = 1;
+    void *row;
+
+    for (uint32_t i = 0; i < plan->n_mat; i++)
+        if ((size_t)plan->mat[i].dims.kp * sizeof(float) > n)
+            n = (size_t)plan->mat[i].dims.kp * sizeof(float);
+    if (n > sh->row_bytes) {
+        row = realloc(sh->row, n);
+        if (!row)
+            return esp_fail(err, ESP_E_NOMEM, "a row of weights");
+        sh->row = row;
+        sh->row_bytes = n;
+    }
+    return sh->up.vk ? ESP_OK : esp_upload_init(&sh->up, sh->vk, err);
+}
+
+/* Packs the next groups of a piece, no more than max_bytes of them if several are left. */
+static esp_status pack_some(struct esp_shelf *sh, struct held *h, uint64_t max_bytes, uint64_t *n_packed,
+                            struct esp_err *err)
+{
+    const struct esp_piece_mat *m = &h->plan->mat[h->mat];
+    const uint32_t n_group = m->mat.part[h->part].n_row / 8, group_bytes = m->dims.group_bytes;
+    uint32_t n = groups_at_once(m);
+    void *dst;
+    esp_status st;
+
+    *n_packed = 0;
+    if (n == 0)
+        return esp_fail(err, ESP_E_UNSUPPORTED, "%s: rows too long", m->spec.part[0].tensor->name);
+    n = smaller(n, n_group - h->group);
+    if (n > max_bytes / group_bytes)
+        n = max_bytes < group_bytes ? 1 : (uint32_t)(max_bytes / group_bytes);
+    st = esp_upload_map(&dst, &sh->up, &h->chunk[m->mat.part[h->part].chunk],
+                        (uint64_t)m->mat.part[h->part].at * 16 + (uint64_t)h->group * group_bytes,
+                        (uint64_t)n * group_bytes, err);
+    if (st)
+        return st;
+    esp_pack_groups(dst, &m->spec, &m->dims, m->mat.part[h->part].row0 / 8 + h->group, n, sh->row);
+    st = esp_upload_commit(&sh->up, err);
+    if (st)
+        return st;
+    *n_packed = (uint64_t)n * group_bytes;
+    h->n_done += *n_packed;
+    h->group += n;
+    if (h->group == n_group) {
+        h->group = 0;
+        h->part++;
+    }
+    if (h->part == m->mat.n_part) {
+        h->part = 0;
+        h->mat++;
+        for (uint32_t i = 0; i < m->spec.n_part; i++)
+            esp_tensor_done(m->spec.part[i].tensor);
+    }
+    return ESP_OK;
+}
+
+/* Reads on in a piece until it is whole or *loaded has come to max_bytes. */
+static esp_status load_piece(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint32_t piece,
+                             uint64_t max_bytes, uint64_t *loaded, struct esp_err *err)
+{
+    struct held *h = &sh->held[piece];
+    esp_status st = ESP_OK;
+
+    if (sh->need && !h->asked)
+        st = sh->need(sh->need_arg, h->plan->tensor, h->plan->n_tensor, err);
+    if (st)
+        return st;
+    h->asked = true;
+    if (!h->chunk && (st = place(sh, spec, piece, err)))
+        return st;
+    if ((st = scratch(sh, h->plan, err)))
+        return st;
+    while (!st && !whole(h) && *loaded < max_bytes) {
+        uint64_t n;
+        read_ahead_from(sh, spec, piece);
+        st = pack_some(sh, h, max_bytes - *loaded, &n, err);
+        *loaded += n;
+    }
+    return st;
+}
+
+/* Reads up to about max_bytes of what spec lacks. The last of it may still be on its way at return. */
+static esp_status load_some(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint64_t max_bytes,
+                            uint64_t *loaded, struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+
+    *loaded = 0;
+    for (uint32_t i = 0; !st && i < sh->n_held && *loaded < max_bytes; i++)
+        if (of(sh, i, spec) && !whole(&sh->held[i]))
+            st = load_piece(sh, spec, i, max_bytes, loaded, err);
+    return st;
+}
+
+/* Whatever became of it: nothing is under way to the device any more. */
+static esp_status arrive(struct esp_shelf *sh, esp_status st, struct esp_err *err)
+{
+    esp_status arrived = esp_upload_wait(&sh->up, st ? NULL : err);
+
+    return st ? st : arrived;
+}
+
+esp_status esp_shelf_load(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint64_t max_bytes,
+                          struct esp_shelf_slice *out, struct esp_err *err)
+{
+    const uint64_t budget = sh->vk->report.memory_bytes;
+    uint64_t all, done, beside;
+    esp_status st;
+
+    memset(out, 0, sizeof *out);
+    if ((st = esp_stage_spec_check(spec, sh->c, err)) || (st = sum(sh, spec, &all, &done, err)))
+        return st;
+    out->weight_bytes = all;
+    out->lacking_bytes = all - done;
+    beside = esp_shelf_beside(sh, spec);
+    if (all + beside > budget)
+        return esp_fail(err, ESP_E_NOMEM,
+                        "%s: needs %.1f MiB of weights beside the %.1f MiB that the present stage goes on "
+                        "using; it has %.1f MiB",
+                        sh->vk->report.name, (double)all / (1 << 20), (double)beside / (1 << 20),
+                        (double)budget / (1 << 20));
+    if (all + beside + bytes_outside(sh, spec, false) > budget)
+        drop_idle(sh, spec);
+    st = load_some(sh, spec, max_bytes ? max_bytes : 1, &out->loaded_bytes, err);
+    st = arrive(sh, st, err);
+    out->lacking_bytes -= out->loaded_bytes;
+    if (st == ESP_E_NOMEM)
+        drop_idle(sh, NULL);
+    if (st != ESP_E_TIMEOUT && (st || out->lacking_bytes == 0))
+        rest(sh);
+    return st;
+}
+
+static esp_status pause_or_stop(esp_load_progress progress, void *arg, uint64_t done, uint64_t total,
+                                bool wait, struct esp_err *err)
+{
+    const struct timespec t = {.tv_nsec = ASK_AGAIN_MS * 1000000L};
+
+    if (progress && !progress(arg, done, total))
+        return esp_fail(err, ESP_E_CANCELLED, "loading was given up for another placement");
+    if (wait)
+        nanosleep(&t, NULL);
+    return ESP_OK;
+}
+
+esp_status esp_shelf_fill(struct esp_shelf *sh, const struct esp_stage_spec *spec, esp_load_progress progress,
+                          void *arg, uint64_t *loaded_bytes, struct esp_err *err)
+{
+    uint64_t all, done, total, n = 0;
+    esp_status st = sum(sh, spec, &all, &done, err);
+
+    *loaded_bytes = 0;
+    total = all - done;
+    while (!st && *loaded_bytes < total) {
+        st = load_some(sh, spec, ESP_SHELF_SLICE, &n, err);
+        *loaded_bytes += n;
+        if (!st || st == ESP_E_TIMEOUT)
+            st = pause_or_stop(progress, arg, *loaded_bytes, total, st == ESP_E_TIMEOUT, err);
+    }
+    st = arrive(sh, st, err);
+    rest(sh);
+    return st;
+}
+
+esp_status esp_shelf_await(struct esp_shelf *sh, const struct esp_tensor *const *tensors, uint32_t n,
+                           esp_load_progress progress, void *arg, struct esp_err *err)
+{
+    esp_status st = ESP_E_TIMEOUT;
+
+    if (!sh->need || n == 0)
+        return ESP_OK;
+    while ((st = sh->need(sh->need_arg, tensors, n, err)) == ESP_E_TIMEOUT)
+        if ((st = pause_or_stop(progress, arg, 0, 1, true, err)))
+            return st;
+    return st;
+}

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -31,7 +32,8 @@ struct comer {
 
 struct esp_watch {
     struct esp_watch *next;
-    void *pair; /* its end of the monitor, the thread's once it has started */
+    void *pair;  /* its end of the monitor, the thread's once it has started */
+    int drop_fd; /* eventfd of our own, told of connections that end; -1: none */
     bool serve;
     atomic_bool left;    /* its link has let go: from here on it is the thread's alone */
     _Atomic int trouble; /* the event that ended the last handshake; 0: none */
@@ -308,6 +310,7 @@ static struct comer *comer_of(struct esp_watch *w, int fd)
  * thread of libzmq makes both, so that what comes next belongs together. */
 static void serve_event(struct esp_auth *auth, struct esp_watch *w, int event, int value)
 {
+    const uint64_t one = 1;
     struct comer *c;
 
     switch (event) {
@@ -333,6 +336,9 @@ static void serve_event(struct esp_auth *auth, struct esp_watch *w, int event, i
         w->failed = FINE;
         if (c)
             c->fd = -1;
+        if (w->drop_fd >= 0 && write(w->drop_fd, &one, sizeof one) != (ssize_t)sizeof one) {
+            /* Only a counter about to overflow refuses, and then it says enough. */
+        }
         break;
     default:
         break;
@@ -394,6 +400,8 @@ static void watch_destroy(struct esp_watch **watch)
         return;
     if ((*watch)->pair)
         zmq_close((*watch)->pair);
+    if ((*watch)->drop_fd >= 0)
+        close((*watch)->drop_fd);
     free(*watch);
     *watch = NULL;
 }
@@ -523,7 +531,7 @@ void esp_auth_destroy(struct esp_auth **auth_)
 }
 
 esp_status esp_auth_watch(struct esp_watch **out, struct esp_auth *auth, void *socket, bool is_server,
-                          struct esp_err *err)
+                          int drop_fd, struct esp_err *err)
 {
     const int events = ZMQ_EVENT_MONITOR_STOPPED | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
                        ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
@@ -536,6 +544,7 @@ esp_status esp_auth_watch(struct esp_watch **out, struct esp_auth *auth, void *s
     if (!w)
         return esp_fail(err, ESP_E_NOMEM, "a socket's monitor");
     w->serve = is_server;
+    w->drop_fd = drop_fd >= 0 ? fcntl(drop_fd, F_DUPFD_CLOEXEC, 0) : -1;
     for (unsigned i = 0; i < MAX_COMERS; i++)
         w->comer[i].fd = -1;
     snprintf(at, sizeof at, "inproc://espalier-watch-%u", atomic_fetch_add(&auth->n_named, 1));

@@ -38,11 +38,13 @@ void esp_auth_destroy(struct esp_auth **auth);
 
 /**
  * Follows a socket's handshakes until esp_auth_unwatch.
- * @param serve  others connect to it: failures are logged; else they are kept for esp_watch_check
+ * @param serve    others connect to it: failures are logged; else they are kept for esp_watch_check
+ * @param drop_fd  an eventfd that gets 1 for each of its connections that ends; borrowed until esp_auth_unwatch, and
+ *                 duplicated; -1: none
  * Errors: ESP_E_IO, ESP_E_NOMEM.
  */
 esp_status esp_auth_watch(struct esp_watch **out, struct esp_auth *auth, void *socket, bool serve,
-                          struct esp_err *err);
+                          int drop_fd, struct esp_err *err);
 
 /** Before the socket is closed; clears *watch. */
 void esp_auth_unwatch(struct esp_watch **watch, void *socket);

@@ -16,16 +16,17 @@
  */
 #include "proto/link.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 #include <sodium.h>
 #include <zmq.h>
 
 #include "proto/auth.h"
+#include "proto/endpoint.h"
 
 /* Half-open connections are ended by TCP's own probes and retransmission limits. Not by ZMQ_HEARTBEAT_IVL:
  * libzmq 4.3.4 aborts the process when a ping falls due on a connection whose peer left while its messages
@@ -40,6 +41,7 @@
 
 struct esp_net {
     void *zmq;
+    _Atomic unsigned n_named;    /* monitors' endpoints */
     const struct esp_keys *keys; /* NULL: none */
     struct esp_auth *auth;       /* with keys */
 };
@@ -49,6 +51,8 @@ struct esp_link {
     enum esp_link_type type;
     bool secure;             /* CURVE */
     struct esp_watch *watch; /* with keys */
+    void *drops; /* tell_drops without keys: the socket's monitor; a socket has but one, so with keys ... */
+    int drop_fd; /* ... it is the watch's, and this eventfd hears of it; -1: none */
 };
 
 static esp_status zmq_fail(struct esp_err *err, esp_status code, const char *what)
@@ -197,7 +201,24 @@ static esp_status set_keys(struct esp_link *link, const struct esp_net *net,
             return zmq_fail(err, ESP_E_INTERNAL, "ZMQ_ROUTING_ID");
     }
     link->secure = true;
-    return esp_auth_watch(&link->watch, net->auth, link->socket, serve, err);
+    if (options->tell_drops) {
+        link->drop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (link->drop_fd < 0)
+            return esp_fail(err, ESP_E_IO, "eventfd: %s", strerror(errno));
+    }
+    return esp_auth_watch(&link->watch, net->auth, link->socket, serve, link->drop_fd, err);
+}
+
+/* The end of connections, without keys. */
+static esp_status set_monitor(struct esp_link *link, struct esp_net *net, struct esp_err *err)
+{
+    char at[64];
+
+    snprintf(at, sizeof at, "inproc://espalier-drops-%u", net->n_named++);
+    if (zmq_socket_monitor(link->socket, at, ZMQ_EVENT_DISCONNECTED) != 0 ||
+        !(link->drops = zmq_socket(net->zmq, ZMQ_PAIR)) || zmq_connect(link->drops, at) != 0)
+        return zmq_fail(err, ESP_E_IO, "a socket's monitor");
+    return ESP_OK;
 }
 
 esp_status esp_link_create(struct esp_link **out, struct esp_net *net, const struct esp_link_options *options,
@@ -216,6 +237,7 @@ esp_status esp_link_create(struct esp_link **out, struct esp_net *net, const str
     if (!link)
         return esp_fail(err, ESP_E_NOMEM, "link");
     link->type = options->type;
+    link->drop_fd = -1;
     link->socket = zmq_socket(net->zmq, options->type == ESP_LINK_SERVE ? ZMQ_ROUTER : ZMQ_DEALER);
     if (!link->socket) {
         st = zmq_fail(err, zmq_errno() == EMFILE ? ESP_E_LIMIT : ESP_E_IO, "zmq_socket");
@@ -224,6 +246,8 @@ esp_status esp_link_create(struct esp_link **out, struct esp_net *net, const str
     st = set_options(link, options, err);
     if (!st && net->keys)
         st = set_keys(link, net, options, err);
+    else if (!st && options->tell_drops)
+        st = set_monitor(link, net, err);
     if (st)
         goto done;
     *out = link;
@@ -238,6 +262,12 @@ void esp_link_destroy(struct esp_link **link)
     if (!*link)
         return;
     esp_auth_unwatch(&(*link)->watch, (*link)->socket);
+    if ((*link)->drops) {
+        zmq_socket_monitor((*link)->socket, NULL, 0);
+        zmq_close((*link)->drops);
+    }
+    if ((*link)->drop_fd >= 0)
+        close((*link)->drop_fd);
     if ((*link)->socket)
         zmq_close((*link)->socket); /* fails only on what is no socket */
     free(*link);
@@ -246,79 +276,15 @@ void esp_link_destroy(struct esp_link **link)
 
 /* ---- endpoints ---- */
 
-/* The host of tcp://HOST:PORT, without brackets; false when there is none or it is not of this form. */
-static bool tcp_host(char *host, size_t n_host, bool *bracketed, const char *endpoint)
-{
-    const char *start = endpoint + strlen("tcp://"), *end;
-    size_t n;
-
-    *bracketed = *start == '[';
-    start += *bracketed;
-    end = *bracketed ? strchr(start, ']') : strrchr(start, ':');
-    if (!end || (*bracketed && end[1] != ':'))
-        return false;
-    n = (size_t)(end - start);
-    if (n == 0 || n >= n_host)
-        return false;
-    memcpy(host, start, n);
-    host[n] = '\0';
-    return true;
-}
-
-static bool starts_with(const char *s, const char *head)
-{
-    return strncmp(s, head, strlen(head)) == 0;
-}
-
-/* IPv4 by its form or by agreement: 127.0.0.1, localhost. */
-static bool is_ipv4(const char *endpoint)
-{
-    char host[ESP_MAX_ENDPOINT + 1];
-    struct in_addr a;
-    bool bracketed;
-
-    return starts_with(endpoint, "tcp://") && tcp_host(host, sizeof host, &bracketed, endpoint) &&
-           !bracketed && (strcmp(host, "localhost") == 0 || inet_pton(AF_INET, host, &a) == 1);
-}
-
-bool esp_endpoint_is_local(const char *endpoint)
-{
-    char host[ESP_MAX_ENDPOINT + 1];
-    struct in6_addr a6;
-    struct in_addr a;
-    bool bracketed;
-
-    if (starts_with(endpoint, "ipc://") || starts_with(endpoint, "inproc://"))
-        return true;
-    if (!starts_with(endpoint, "tcp://") || !tcp_host(host, sizeof host, &bracketed, endpoint))
-        return false;
-    if (bracketed)
-        return inet_pton(AF_INET6, host, &a6) == 1 && IN6_IS_ADDR_LOOPBACK(&a6);
-    if (strcmp(host, "localhost") == 0)
-        return true;
-    /* Numbers only: a name such as 127.0.0.1.example.com is a stranger. */
-    return inet_pton(AF_INET, host, &a) == 1 && (ntohl(a.s_addr) >> 24) == 127;
-}
-
-/* libzmq would take port 99999 for 34463. */
-static bool port_is_sane(const char *endpoint)
-{
-    const char *port = strrchr(endpoint, ':') + 1; /* there is one: tcp:// */
-    size_t n = strspn(port, "0123456789");
-
-    return !starts_with(endpoint, "tcp://") || strcmp(port, "*") == 0 ||
-           (n > 0 && n <= 5 && !port[n] && atoi(port) <= 65535);
-}
-
 /* What is to be settled before bind and connect. IPv6 goes per endpoint: with it on, libzmq would bind
  * 127.0.0.1 as
  * ::ffff:127.0.0.1 and localhost perhaps as ::1. */
 static esp_status prepare(struct esp_link *link, const char *what, const char *endpoint, struct esp_err *err)
 {
-    if (!strstr(endpoint, "://") || !port_is_sane(endpoint))
+    if (!strstr(endpoint, "://") || !esp_endpoint_has_port(endpoint))
         return esp_fail(err, ESP_E_ARG, "%s %s: not an endpoint such as tcp://HOST:PORT or ipc://PATH", what,
                         endpoint);
-    return set_int(link, ZMQ_IPV6, !is_ipv4(endpoint), "ZMQ_IPV6", err);
+    return set_int(link, ZMQ_IPV6, !esp_endpoint_is_ipv4(endpoint), "ZMQ_IPV6", err);
 }
 
 static esp_status endpoint_fail(struct esp_err *err, const char *what, const char *endpoint)
@@ -609,10 +575,27 @@ done:
     return st;
 }
 
+uint32_t esp_link_drops(struct esp_link *link)
+{
+    uint64_t n = 0;
+    zmq_msg_t frame;
+
+    if (link->drop_fd >= 0) {
+        if (read(link->drop_fd, &n, sizeof n) != (ssize_t)sizeof n)
+            n = 0; /* none */
+    } else if (link->drops) {
+        zmq_msg_init(&frame);
+        while (zmq_msg_recv(&frame, link->drops, ZMQ_DONTWAIT) >= 0)
+            n += !zmq_msg_more(&frame); /* an event has two frames */
+        zmq_msg_close(&frame);
+    }
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}
+
 esp_status esp_link_wait(struct esp_wait *waits, uint32_t n, int timeout_ms, struct esp_err *err)
 {
-    zmq_pollitem_t items[WAITS_MAX];
-    int rc;
+    zmq_pollitem_t items[2 * WAITS_MAX];
+    int rc, n_items = (int)n;
 
     if (n > WAITS_MAX)
         return esp_fail(err, ESP_E_ARG, "wait for %u things, at most %d", n, WAITS_MAX);
@@ -620,9 +603,12 @@ esp_status esp_link_wait(struct esp_wait *waits, uint32_t n, int timeout_ms, str
         items[i] = (zmq_pollitem_t){
             .socket = waits[i].link ? waits[i].link->socket : NULL, .fd = waits[i].fd, .events = ZMQ_POLLIN};
         waits[i].ready = false;
+        if (waits[i].link && (waits[i].link->drops || waits[i].link->drop_fd >= 0))
+            items[n_items++] = (zmq_pollitem_t){
+                .socket = waits[i].link->drops, .fd = waits[i].link->drop_fd, .events = ZMQ_POLLIN};
     }
     /* zmq_poll looks at each socket's queue first, so a message that came before the call counts. */
-    rc = zmq_poll(items, (int)n, timeout_ms);
+    rc = zmq_poll(items, n_items, timeout_ms);
     if (rc < 0)
         return zmq_errno() == EINTR ? ESP_OK : zmq_fail(err, ESP_E_IO, "zmq_poll");
     if (rc == 0)

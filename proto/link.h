@@ -53,6 +53,7 @@ struct esp_link_options {
     int hwm;                   /* messages queued a peer, each way; 0: 64 */
     int linger_ms;             /* how long destroy lets queued messages leave; 0: none */
     const uint8_t *server_key; /* DIAL with keys: the other side's public key, borrowed for the call */
+    bool tell_drops;           /* SERVE: count the connections that end, for esp_link_drops */
 };
 
 /** A peer of a SERVE link: its routing id and, in a net with keys, who it has proven to be. */
@@ -115,6 +116,13 @@ esp_status esp_link_send(struct esp_link *link, const struct esp_peer *to, struc
  */
 esp_status esp_link_recv(struct esp_link *link, struct esp_peer *from, struct esp_msg *msg,
                          struct esp_err *err);
+
+/**
+ * How many connections of a SERVE link have ended since the last call; esp_link_wait wakes for them too. Whose they were
+ * nobody knows: ask everyone with a message, and esp_link_send says ESP_E_CLOSED of those that are gone, if not at once
+ * then some milliseconds later. Always 0 without tell_drops.
+ */
+uint32_t esp_link_drops(struct esp_link *link);
 
 /** What esp_link_wait waits for: a link or, where link is NULL, a file descriptor's readability. */
 struct esp_wait {

@@ -366,6 +366,50 @@ static void test_peer_text(void **state)
     assert_string_equal(esp_peer_text(&peer, out, sizeof out), "770a");
 }
 
+/* The end of a connection wakes whoever waits, and then one of the peers cannot be sent to any more. */
+static void drops(bool tcp)
+{
+    char at[ESP_MAX_ENDPOINT + 1];
+    struct esp_link *s = link_serve(at, tcp, &(struct esp_link_options){.tell_drops = true});
+    struct esp_link *gone = link_dial(at, NULL), *stays = link_dial(at, NULL);
+    struct esp_peer who[2];
+    struct esp_err err;
+    uint32_t n = 0;
+
+    link_send_to(gone, NULL, "cancel");
+    link_expect(s, &who[0], ESP_MSG_CANCEL);
+    link_send_to(stays, NULL, "cancel");
+    link_expect(s, &who[1], ESP_MSG_CANCEL);
+    assert_int_equal(esp_link_drops(s), 0);
+    esp_link_destroy(&gone);
+    while (n == 0) {
+        struct esp_wait wait = {.link = s};
+
+        assert_int_equal(esp_link_wait(&wait, 1, PATIENCE_MS, &err), ESP_OK);
+        n = esp_link_drops(s);
+    }
+    assert_int_equal(n, 1);
+    for (;;) { /* the socket hears of it a moment after the monitor */
+        struct esp_msg msg = *esp_test_message_find("status");
+        esp_status st = esp_link_send(s, &who[0], &msg, &err);
+
+        if (st == ESP_E_CLOSED)
+            break;
+        assert_int_equal(st, ESP_OK);
+        esp_link_wait(NULL, 0, 1, NULL);
+    }
+    link_send_to(s, &who[1], "status");
+    link_expect(stays, NULL, ESP_MSG_STATUS);
+    esp_link_destroy(&stays);
+    esp_link_destroy(&s);
+}
+
+static void test_drops(void **state)
+{
+    drops(true);
+    drops(false);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -373,6 +417,7 @@ int main(void)
         cmocka_unit_test(test_blobs_are_released),
         cmocka_unit_test(test_full_queue),
         cmocka_unit_test(test_gone_peer),
+        cmocka_unit_test(test_drops),
         cmocka_unit_test(test_reconnect),
         cmocka_unit_test(test_takeover),
         cmocka_unit_test(test_wait),

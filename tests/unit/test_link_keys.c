@@ -35,9 +35,10 @@ static int setup(void **state)
         assert_int_equal(esp_net_create(&net[i], &err), ESP_OK);
         assert_int_equal(esp_net_secure(net[i], &keys[i], NULL, &err), ESP_OK);
     }
-    assert_int_equal(
-        esp_link_create(&served, net[SERVER], &(struct esp_link_options){.type = ESP_LINK_SERVE}, &err),
-        ESP_OK);
+    assert_int_equal(esp_link_create(&served, net[SERVER],
+                                     &(struct esp_link_options){.type = ESP_LINK_SERVE, .tell_drops = true},
+                                     &err),
+                     ESP_OK);
     assert_int_equal(esp_link_bind(served, "tcp://127.0.0.1:*", false, at, &err), ESP_OK);
     return 0;
 }
@@ -79,8 +80,13 @@ static bool heard(struct esp_peer *from, int timeout_ms)
     struct esp_err err;
     esp_status st;
 
-    if (esp_link_wait(&wait, 1, timeout_ms, &err) != ESP_OK)
-        return false;
+    for (int ms = 0; !wait.ready; ms += 10) { /* an end of a connection wakes it too */
+        if (ms >= timeout_ms)
+            return false;
+        (void)esp_link_drops(served);
+        st = esp_link_wait(&wait, 1, 10, &err);
+        assert_true(st == ESP_OK || st == ESP_E_TIMEOUT);
+    }
     st = esp_link_recv(served, from, &msg, &err);
     if (st)
         fail_msg("%s", err.text);
@@ -96,6 +102,7 @@ static void expect_trouble(const struct esp_link *link, esp_status status, const
 
     for (int i = 0; i < 1000 && st != status; i++) {
         struct esp_wait nothing = {.link = served};
+        (void)esp_link_drops(served);
         esp_link_wait(&nothing, 1, 10, NULL);
         st = esp_link_check(link, &err);
     }
@@ -122,6 +129,25 @@ static void test_who_is_who(void **state)
     assert_int_equal(esp_link_check(w, NULL), ESP_OK);
     esp_link_destroy(&w);
     esp_link_destroy(&c);
+}
+
+/* The end of a connection is heard of with keys as well, though the keys' watch has the socket's monitor. */
+static void test_drops(void **state)
+{
+    struct esp_link *c = dial(CLIENT, NULL, keys[SERVER].public_key);
+    struct esp_peer who;
+    uint32_t n;
+
+    ask(c);
+    assert_true(heard(&who, 5000));
+    (void)esp_link_drops(served); /* of the tests before */
+    esp_link_destroy(&c);
+    while ((n = esp_link_drops(served)) == 0) {
+        struct esp_wait wait = {.link = served};
+
+        assert_int_equal(esp_link_wait(&wait, 1, 30000, NULL), ESP_OK);
+    }
+    assert_int_equal(n, 1);
 }
 
 /* A client that claims a worker's routing id does not become that worker. */
@@ -224,7 +250,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_who_is_who), cmocka_unit_test(test_claimed_id), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_options),    cmocka_unit_test(test_user),
+        cmocka_unit_test(test_options),    cmocka_unit_test(test_user),       cmocka_unit_test(test_drops),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -24,7 +24,7 @@ int main(int argc, char **argv)
         struct fleet f;
         struct alone m;
 
-        alone_start(&f, n, &sim_profile_default);
+        fleet_start_even(&f, n, &sim_profile_default);
         alone_measure(&f, 16); /* to warm up */
         m = alone_measure(&f, (uint32_t)n_tokens);
         fleet_stop(&f);

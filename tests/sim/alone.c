@@ -1,29 +1,7 @@
 #include "tests/sim/alone.h"
 
-#include <stdio.h>
-#include <string.h>
-
 #include "tests/sim/crowd.h"
 #include "tests/sim/wire.h"
-
-void alone_start(struct fleet *f, uint32_t n_stages, const struct sim_profile *profile)
-{
-    char split[256] = "", n[16];
-    const char *args[] = {"--workers", n, "--split", split, "--context", "512", "--kv-tokens", "4096", NULL};
-
-    snprintf(n, sizeof n, "%u", n_stages);
-    for (uint32_t i = 0, lo = 0; i < n_stages; i++) {
-        const uint32_t hi = FLEET_DEC_LAYERS * (i + 1) / n_stages;
-
-        snprintf(split + strlen(split), sizeof split - strlen(split), "%s%d/%u", i ? "," : "",
-                 i ? 0 : FLEET_ENC_LAYERS, hi - lo);
-        lo = hi;
-    }
-    fleet_start(f, true, args);
-    for (uint32_t i = 0; i < n_stages; i++)
-        fleet_add(f, FLEET_THREAD, profile);
-    fleet_until_ready(f, n_stages);
-}
 
 static double taken(struct fleet *f)
 {

@@ -15,9 +15,6 @@ struct alone {
     double bound;    /* stages, and n_stages + 1 wires: from the coordinator, between stages, and back */
 };
 
-/** A fleet of n stages on tcp, the decoder's layers shared evenly, the encoder the first one's; ready. */
-void alone_start(struct fleet *f, uint32_t n_stages, const struct sim_profile *profile);
-
 /** One request's tokens, checked against the model's; how long they took. */
 struct alone alone_measure(struct fleet *f, uint32_t n_tokens);
 

@@ -79,6 +79,12 @@ void fleet_status(struct fleet *f, struct esp_msg *status);
 /** Until n workers have joined and the model is placed and loaded. */
 void fleet_until_ready(struct fleet *f, uint32_t n);
 
+/**
+ * A fleet of n threads with this profile on tcp, ready: the decoder's layers shared evenly, the encoder the first one's;
+ * room for 32768 tokens in sequences of at most 512.
+ */
+void fleet_start_even(struct fleet *f, uint32_t n, const struct sim_profile *profile);
+
 /** Ends everything, in order, and removes the files; fails the test if anyone ended badly. */
 void fleet_stop(struct fleet *f);
 

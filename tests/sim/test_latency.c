@@ -27,7 +27,7 @@ static void test_token(void **state)
         struct fleet f;
 
         p.step_layer_s = 0.010 * n_stages[i] / FLEET_DEC_LAYERS;
-        alone_start(&f, n_stages[i], &p);
+        fleet_start_even(&f, n_stages[i], &p);
         for (int t = 0; t < TRIES && (t == 0 || best.token > 1.05 * best.bound); t++) {
             const struct alone m = alone_measure(&f, fleet_soak() ? 200 : 24);
 
@@ -52,7 +52,7 @@ static void test_hop(void **state)
         for (int i = 0; i < 2; i++) {
             struct fleet f;
 
-            alone_start(&f, i ? 9 : 1, &sim_profile_default);
+            fleet_start_even(&f, i ? 9 : 1, &sim_profile_default);
             m[i] = alone_measure(&f, fleet_soak() ? 400 : 200);
             fleet_stop(&f);
         }

@@ -88,6 +88,9 @@ void fleet_start_even(struct fleet *f, uint32_t n, const struct sim_profile *pro
 /** Ends everything, in order, and removes the files; fails the test if anyone ended badly. */
 void fleet_stop(struct fleet *f);
 
+/** Processor time that the coordinator has taken, in seconds. */
+double fleet_cpu(const struct fleet *f);
+
 /** Lines of the coordinator's log that hold this. */
 uint32_t fleet_count_log(const struct fleet *f, const char *fragment);
 

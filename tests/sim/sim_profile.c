@@ -13,6 +13,7 @@
 #define MAX_MIB     (1u << 24)
 #define MAX_FILE    (64u << 10)
 #define N_TEXT      32   /* tokens of a typical prompt: as the placement has it */
+#define FIXED       0.9  /* of a decoding step: weights are read once for all its rows */
 #define NO_TIME     1e-9 /* seconds: what no time counts as, where something is divided by it */
 
 const struct sim_profile sim_profile_default = {
@@ -92,21 +93,49 @@ esp_status sim_profile_load(struct sim_profile *out, const char *path, struct es
     return st;
 }
 
-esp_status sim_profile_rates(double *bandwidth, double *matmul_rate, const struct sim_profile *p,
-                             const struct esp_config *config, struct esp_err *err)
+static esp_status costs(struct esp_model_cost *out, double *prompt, const struct esp_config *config,
+                        struct esp_err *err)
 {
     const struct esp_cost_options options = {
         .bytes_per_weight = 2, .n_image = 1, .n_text = N_TEXT, .max_rows = 1};
-    const double prompt = (double)config->vision.n_token + N_TEXT;
+
+    *prompt = (double)config->vision.n_token + N_TEXT;
+    return esp_model_cost_fill(out, config, &options, err);
+}
+
+esp_status sim_profile_rates(double *bandwidth, double *matmul_rate, const struct sim_profile *p,
+                             const struct esp_config *config, struct esp_err *err)
+{
     struct esp_model_cost c;
-    double decode_s = p->step_layer_s + p->decode_row_s, both_s;
-    esp_status st = esp_model_cost_fill(&c, config, &options, err);
+    double prompt, products_s;
+    esp_status st = costs(&c, &prompt, config, err);
 
     if (st)
         return st;
-    both_s = c.n_enc * p->encode_layer_s + c.n_dec * (p->step_layer_s + prompt * p->prefill_row_s);
-    *bandwidth = c.dec_layer.decode.n_bytes / fmax(decode_s, NO_TIME);
+    products_s = c.n_enc * p->encode_layer_s + c.n_dec * (p->step_layer_s + prompt * p->prefill_row_s);
+    *bandwidth = c.dec_layer.decode.n_bytes / fmax(p->step_layer_s + p->decode_row_s, NO_TIME);
     *matmul_rate =
-        (c.n_enc * c.enc_layer.encode.flop + c.n_dec * c.dec_layer.prefill.flop) / fmax(both_s, NO_TIME);
+        (c.n_enc * c.enc_layer.encode.flop + c.n_dec * c.dec_layer.prefill.flop) / fmax(products_s, NO_TIME);
+    return ESP_OK;
+}
+
+esp_status sim_profile_device(struct sim_profile *p, double bandwidth, double matmul_rate,
+                              const struct esp_config *config, struct esp_err *err)
+{
+    struct esp_model_cost c;
+    double prompt, decode_s, prefill_s, head_s;
+    esp_status st = costs(&c, &prompt, config, err);
+
+    if (st)
+        return st;
+    decode_s = fmax(c.dec_layer.decode.flop / matmul_rate, c.dec_layer.decode.n_bytes / bandwidth);
+    prefill_s = fmax(c.dec_layer.prefill.flop / matmul_rate, c.dec_layer.prefill.n_bytes / bandwidth);
+    head_s = fmax(c.head.decode.flop / matmul_rate, c.head.decode.n_bytes / bandwidth);
+    p->encode_layer_s = fmax(c.enc_layer.encode.flop / matmul_rate, c.enc_layer.encode.n_bytes / bandwidth);
+    p->step_layer_s = FIXED * decode_s;
+    p->decode_row_s = (1 - FIXED) * decode_s;
+    p->prefill_row_s = fmax(prefill_s - p->step_layer_s, 0) / prompt;
+    p->head_s = FIXED * head_s;
+    p->head_row_s = (1 - FIXED) * head_s;
     return ESP_OK;
 }

@@ -48,4 +48,12 @@ esp_status sim_profile_load(struct sim_profile *out, const char *path, struct es
 esp_status sim_profile_rates(double *bandwidth, double *matmul_rate, const struct sim_profile *profile,
                              const struct esp_config *config, struct esp_err *err);
 
+/**
+ * The other way round: the times that such a device takes by the cost model of the placement (coordinator/cost.h), nine
+ * tenths of a decoding step being the same whatever its rows. Changes only times; sim_profile_rates gives both rates
+ * back where products are bound by the matmul rate.
+ */
+esp_status sim_profile_device(struct sim_profile *profile, double bandwidth, double matmul_rate,
+                              const struct esp_config *config, struct esp_err *err);
+
 #endif

@@ -92,6 +92,14 @@ static void test_rates(void **state)
     assert_true(b[0] > 0 && r[0] > 0);
     assert_float_equal(b[1] / b[0], 2, 1e-6);
     assert_float_equal(r[1] / r[0], 2, 1e-6);
+    /* The times of a device are those of its rates, where these are what bounds its products. */
+    assert_int_equal(sim_profile_device(&fast, 1e9, 1e8, &config, &err), ESP_OK);
+    assert_int_equal(sim_profile_rates(&b[0], &r[0], &fast, &config, &err), ESP_OK);
+    assert_float_equal(r[0] / 1e8, 1, 1e-3);
+    assert_int_equal(sim_profile_device(&fast, 1e7, 1e12, &config, &err), ESP_OK);
+    assert_int_equal(sim_profile_rates(&b[0], &r[0], &fast, &config, &err), ESP_OK);
+    assert_float_equal(b[0] / 1e7, 1, 1e-3);
+    assert_int_equal(sim_profile_rates(&b[1], &r[1], &slow, &config, &err), ESP_OK);
     /* No time at all is a rate all the same. */
     assert_int_equal(sim_profile_rates(&b[0], &r[0], &sim_profile_default, &config, &err), ESP_OK);
     assert_true(b[0] > b[1] && b[0] < 1e30 && r[0] > r[1] && r[0] < 1e30);

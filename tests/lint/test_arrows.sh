@@ -44,5 +44,7 @@ bad|proto/link.c|Espalier__Envelope *e;
 fine|proto/wire_check.c|Espalier__Envelope *e;
 bad|worker/serve.c|#include "espalier.pb-c.h"
 bad|coordinator/token.c|#include <sentencepiece_processor.h>
+bad|coordinator/journal.c|#include <sqlite3.h>
+fine|coordinator/journal_store.c|#include <sqlite3.h>
 CASES
 exit $failed

@@ -37,6 +37,11 @@ void esp_where_args(struct esp_where *where, struct esp_arg args[ESP_N_CLUSTER_A
          "cluster "
          "that has keys.",
          &where->keys, 0, 0, false, NULL},
+        {"patience", 0, ESP_ARG_U32, "SECONDS",
+         "With --connect: how long the coordinator may be silent, and come back. Default: 10 before a "
+         "request, 60 "
+         "during one.",
+         &where->patience, 1, 86400, false, &where->patience_given},
         {"workers", 0, ESP_ARG_U32, "N",
          "Workers to start on this machine, 1 to 64. Default: one for each --device, else 2.",
          &where->workers, 1, ESP_EMBED_MAX_WORKERS, false, &where->workers_given},
@@ -119,6 +124,9 @@ int esp_where_check(const struct esp_command_help *command, struct esp_where *wh
         }
         return ESP_ARGS_GO_ON;
     }
+    if (where->patience_given)
+        return esp_args_bad(command,
+                            "--patience goes with --connect: what is started here ends with this command");
     if (!where->model)
         return esp_args_bad(command, "no model: give --model DIR (" MODEL_IS "), or set ESPALIER_MODEL");
     if (!where->workers_given)
@@ -414,6 +422,8 @@ esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp
     }
     if (st == ESP_OK)
         st = esp_client_create(&ask->client, endpoint, ask->where.keys, ask->embed, &ask->term, err);
+    if (st == ESP_OK && ask->where.patience_given)
+        esp_client_set_patience(ask->client, ask->where.patience);
     return st;
 }
 

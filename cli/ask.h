@@ -12,7 +12,7 @@
 #include "proto/wire.h"
 
 #define ESP_DEFAULT_WORKERS 2 /* so that the cluster's path is what everyone uses */
-#define ESP_N_CLUSTER_ARGS  10
+#define ESP_N_CLUSTER_ARGS  11
 #define ESP_N_INPUT_ARGS    1
 #define ESP_N_OUTPUT_ARGS   3
 
@@ -21,8 +21,9 @@ struct esp_where {
     const char *model, *connect, *split, *keys;
     struct esp_texts devices;
     uint32_t workers, context, kv_tokens, memory_mib;
+    uint32_t patience; /* seconds */
     bool final_softcap;
-    bool workers_given, context_given;
+    bool workers_given, context_given, patience_given;
 };
 
 struct esp_ask {

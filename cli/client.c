@@ -1,13 +1,16 @@
 #include "cli/client.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "cli/signals.h"
 
 #define ANSWER_MS    10000 /* a coordinator elsewhere that is asked for its status answers within this */
-#define QUIET_MS     6000  /* silence after which it is asked: it tells something every 2 s */
-#define N_QUIET      2     /* times that it answers and says nothing of the request: then it knows of none */
+#define PATIENCE_MS  60000 /* for one that has fallen silent, and may come back */
+#define QUIET_MS     1000  /* silence after which it is reminded of us, again and again */
+#define N_ANEW       8     /* times that a request is asked anew without a further token in between */
 #define CANCEL_MS    2000  /* for a cancelled request to end */
 #define HANDSHAKE_MS 200   /* between two looks whether our key was refused: no message tells */
 
@@ -20,6 +23,7 @@ struct esp_client {
     struct esp_term *term;   /* borrowed */
     const char *endpoint;    /* borrowed */
     uint64_t last_id;        /* of requests and status queries */
+    int answer_ms, patience_ms;
 };
 
 void esp_reply_finish(struct esp_reply *reply)
@@ -52,6 +56,8 @@ esp_status esp_client_create(struct esp_client **out, const char *endpoint, cons
     client->embed = embed;
     client->term = term;
     client->endpoint = endpoint;
+    client->answer_ms = ANSWER_MS;
+    client->patience_ms = PATIENCE_MS;
     if (keys)
         st = esp_keys_open(&client->keys, keys, ESP_MEMBER_CLIENT, err);
     if (!st)
@@ -84,6 +90,11 @@ void esp_client_destroy(struct esp_client **client)
     esp_keys_destroy(&(*client)->keys);
     free(*client);
     *client = NULL;
+}
+
+void esp_client_set_patience(struct esp_client *client, uint32_t seconds)
+{
+    client->answer_ms = client->patience_ms = seconds < 86400 ? (int)seconds * 1000 : 86400000;
 }
 
 /* ---- waiting and sending ---- */
@@ -214,11 +225,18 @@ struct asking {
     struct esp_client *client;
     const struct esp_client_hooks *hooks;
     struct esp_reply *reply;
+    struct esp_msg *request;
     uint64_t id;
-    uint64_t probe;   /* number of the status query that is out; 0: none */
-    uint32_t n_quiet; /* those answered since it last said anything of the request */
     uint32_t n_tokens;
     bool ended;
+
+    /* A coordinator elsewhere may be restarted, or a connection to it break. */
+    int64_t heard_at;  /* when something came that was ours and new */
+    int64_t remind_at; /* when a Resume is due */
+    bool reminded;     /* one has been sent since */
+    bool resumed;      /* one has ever been sent: what came before may come again */
+    uint32_t n_anew;   /* times that the request was sent again since the last new token */
+    uint32_t gap;      /* index of a token that came too early; 0: none did since the last new one */
 };
 
 static esp_status keep_trace(struct esp_reply *reply, struct esp_msg *msg, struct esp_err *err)
@@ -252,26 +270,86 @@ static bool is_ours(const struct asking *ask, const struct esp_msg *msg)
     }
 }
 
+static esp_status out_of_order(const struct asking *ask, uint32_t index, struct esp_err *err)
+{
+    return esp_fail(err, ESP_E_PROTO, "the coordinator sent token %u where %u was expected", index,
+                    ask->n_tokens);
+}
+
+/* Here we are, with so many tokens: go on from there. */
+static esp_status remind(struct asking *ask, struct esp_err *err)
+{
+    struct esp_msg msg;
+    esp_status st;
+
+    memset(&msg, 0, sizeof msg);
+    msg.kind = ESP_MSG_RESUME;
+    memcpy(msg.resume.ticket, ask->request->request.ticket, sizeof msg.resume.ticket);
+    msg.resume.id = ask->id;
+    msg.resume.have = ask->n_tokens;
+    st = esp_link_send(ask->client->link, NULL, &msg, err);
+    ask->reminded = ask->resumed = true;
+    ask->remind_at = esp_now_ms() + QUIET_MS;
+    return st == ESP_E_LIMIT ? ESP_OK : st; /* enough of them wait for it already */
+}
+
+/* The coordinator knows of no such request: it was restarted without it, or took us for gone. Decoding depends on
+ * nothing but the request, so what we have comes first again. Under a new number, so that late answers to the old one
+ * are not taken for ours. */
+static esp_status ask_anew(struct asking *ask, struct esp_err *err)
+{
+    if (ask->request->request.trace)
+        return esp_fail(
+            err, ESP_E_CLOSED,
+            "%s no longer knows this request; was the coordinator restarted? What it had traced is lost",
+            ask->client->endpoint);
+    if (++ask->n_anew > N_ANEW)
+        return esp_fail(err, ESP_E_CLOSED, "%s has lost this request %u times", ask->client->endpoint,
+                        N_ANEW);
+    ask->id = ask->request->request.id = ++ask->client->last_id;
+    ask->reminded = false;
+    ask->heard_at = esp_now_ms();
+    ask->remind_at = ask->heard_at + QUIET_MS;
+    return send_soon(ask->client, ask->request, ask->heard_at + ANSWER_MS, err);
+}
+
+static esp_status heed_token(struct asking *ask, const struct esp_msg_token *token, struct esp_err *err)
+{
+    if (token->index != ask->n_tokens && ask->client->embed)
+        return out_of_order(ask, token->index, err);
+    if (token->index < ask->n_tokens)
+        return ask->resumed ? ESP_OK : out_of_order(ask, token->index, err);
+    if (token->index > ask->n_tokens) { /* those between were lost with a connection */
+        if (!ask->gap)
+            ask->remind_at = esp_now_ms();
+        ask->gap = token->index;
+        return ESP_OK;
+    }
+    ask->n_tokens++;
+    ask->n_anew = ask->gap = 0;
+    return ask->hooks->token ? ask->hooks->token(ask->hooks->self, token, err) : ESP_OK;
+}
+
 /* One message of this request. @param msg  set to NULL when kept */
 static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err *err)
 {
     esp_status st = ESP_OK;
     const struct esp_client_hooks *hooks = ask->hooks;
     struct esp_msg *m = *msg;
+    bool was_reminded = ask->reminded;
 
-    if (m->kind == ESP_MSG_STATUS && ask->probe && m->status.id == ask->probe &&
-        ((m->status.n_sessions == 0 && m->status.n_queued == 0) || ++ask->n_quiet == N_QUIET)) {
-        ask->ended = true;
-        return esp_fail(err, ESP_E_CLOSED, "%s no longer knows this request; was the coordinator restarted?",
-                        ask->client->endpoint);
-    }
     if (!is_ours(ask, m))
         return ESP_OK; /* other status answers, the tail of an earlier request */
-    ask->n_quiet = 0;
+    if (m->kind != ESP_MSG_TOKEN || m->token.index == ask->n_tokens) {
+        ask->heard_at = esp_now_ms();
+        ask->remind_at = ask->heard_at + QUIET_MS;
+        ask->reminded = false;
+    }
     switch (m->kind) {
     case ESP_MSG_ACCEPTED:
         if (ask->reply->accepted)
-            return esp_fail(err, ESP_E_PROTO, "the coordinator accepted the request twice");
+            return ask->resumed ? ESP_OK
+                                : esp_fail(err, ESP_E_PROTO, "the coordinator accepted the request twice");
         ask->reply->accepted = m;
         *msg = NULL;
         if (hooks->accepted)
@@ -282,11 +360,7 @@ static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err 
             hooks->waiting(hooks->self, &m->waiting);
         return ESP_OK;
     case ESP_MSG_TOKEN:
-        if (m->token.index != ask->n_tokens)
-            return esp_fail(err, ESP_E_PROTO, "the coordinator sent token %u where %u was expected",
-                            m->token.index, ask->n_tokens);
-        ask->n_tokens++;
-        return hooks->token ? hooks->token(hooks->self, &m->token, err) : ESP_OK;
+        return heed_token(ask, &m->token, err);
     case ESP_MSG_TRACE:
         st = keep_trace(ask->reply, m, err);
         if (st == ESP_OK)
@@ -300,10 +374,30 @@ static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err 
         ask->ended = true;
         return ESP_OK;
     default:
+        if (m->error.code == ESP_E_CLOSED && m->error.session == ask->id && was_reminded) {
+            st = ask_anew(ask, err);
+            ask->ended = st == ESP_E_CLOSED;
+            return st;
+        }
         ask->ended = true;
         return esp_fail(err, m->error.code, "%s",
                         m->error.text[0] ? m->error.text : esp_status_name(m->error.code));
     }
+}
+
+/* Nothing came until a Resume was due. */
+static esp_status silence(struct asking *ask, struct esp_err *err)
+{
+    static const struct esp_msg_waiting away = {.what = "waiting for the coordinator"};
+    const int64_t quiet = esp_now_ms() - ask->heard_at;
+
+    if (quiet >= ask->client->patience_ms)
+        return ask->gap ? out_of_order(ask, ask->gap, err)
+                        : esp_fail(err, ESP_E_TIMEOUT, "%s has said nothing for %d s", ask->client->endpoint,
+                                   (int)(quiet / 1000));
+    if (ask->reminded && ask->hooks->waiting)
+        ask->hooks->waiting(ask->hooks->self, &away);
+    return remind(ask, err);
 }
 
 /* Tells the coordinator, and gives it CANCEL_MS to say that the request has ended. */
@@ -329,23 +423,42 @@ static void cancel(struct asking *ask)
     }
 }
 
+/* Who knows the ticket may resume the request, so nobody must be able to guess it. */
+static esp_status draw_ticket(uint8_t *ticket, struct esp_err *err)
+{
+    size_t n = 0;
+
+    while (n < ESP_TICKET_BYTES) {
+        const ssize_t got = getrandom(ticket + n, ESP_TICKET_BYTES - n, 0);
+
+        if (got < 0 && errno != EINTR)
+            return esp_fail(err, ESP_E_INTERNAL, "getrandom: %s", strerror(errno));
+        n += got > 0 ? (size_t)got : 0;
+    }
+    return ESP_OK;
+}
+
 esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, struct esp_msg *request,
                           const struct esp_client_hooks *hooks, struct esp_err *err)
 {
     esp_status st = ESP_OK;
-    struct asking ask = {.client = client, .hooks = hooks, .reply = out};
+    struct asking ask = {.client = client, .hooks = hooks, .reply = out, .request = request};
     struct esp_msg query;
-    int64_t until = -1;
 
     memset(out, 0, sizeof *out);
     if (!client->embed) { /* before a request of many megabytes is sent to nobody */
-        st = esp_client_status(&query, client, ANSWER_MS, err);
+        st = esp_client_status(&query, client, client->answer_ms, err);
         if (st)
             return st;
         esp_msg_finish(&query);
+        st = draw_ticket(request->request.ticket, err);
+        if (st)
+            return st;
     }
     ask.id = request->request.id = ++client->last_id;
-    st = send_soon(client, request, esp_now_ms() + ANSWER_MS, err);
+    ask.heard_at = esp_now_ms();
+    ask.remind_at = ask.heard_at + QUIET_MS;
+    st = send_soon(client, request, ask.heard_at + ANSWER_MS, err);
     while (st == ESP_OK && !ask.ended) {
         struct esp_msg *msg = calloc(1, sizeof *msg);
 
@@ -353,19 +466,13 @@ esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, stru
             st = esp_fail(err, ESP_E_NOMEM, "client: out of memory");
             break;
         }
-        if (!client->embed)
-            until = esp_now_ms() + (ask.probe ? ANSWER_MS : QUIET_MS);
-        st = next(client, msg, until, err);
+        st = next(client, msg, client->embed ? -1 : ask.remind_at, err);
         if (st == ESP_OK) {
             st = heed(&ask, &msg, err);
-            ask.probe = 0;
             if (msg)
                 esp_msg_finish(msg);
-        } else if (st == ESP_E_TIMEOUT && !ask.probe) {
-            memset(&query, 0, sizeof query);
-            query.kind = ESP_MSG_STATUS_QUERY;
-            query.status_query.id = ask.probe = ++client->last_id;
-            st = esp_link_send(client->link, NULL, &query, err);
+        } else if (st == ESP_E_TIMEOUT) {
+            st = silence(&ask, err);
         }
         free(msg);
     }

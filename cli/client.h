@@ -2,7 +2,12 @@
  * Requests to a coordinator over a DIAL link, and what comes back.
  *
  * One request at a time. Nothing blocks for good: a signal cancels, an ended child of an embedded cluster
- * fails, and a coordinator elsewhere that says nothing is asked for its status and then given up.
+ * fails, and a coordinator elsewhere that says nothing is reminded and, after a while, given up.
+ *
+ * That coordinator may be restarted under a request. The request carries a ticket that was drawn at random; a second
+ * of silence, or a token that is missing, sends Resume with it and the number of tokens that have come. Either the
+ * coordinator goes on from there, or it knows of nothing and is asked anew: then the tokens that we have come
+ * again and are passed over. Each token is heard exactly once.
  */
 #ifndef ESP_CLI_CLIENT_H
 #define ESP_CLI_CLIENT_H
@@ -43,8 +48,12 @@ esp_status esp_client_create(struct esp_client **out, const char *endpoint, cons
                              struct esp_embed *embed, struct esp_term *term, struct esp_err *err);
 void esp_client_destroy(struct esp_client **client);
 
+/** How long a coordinator elsewhere may say nothing: before a request (10 s) and during one (60 s). At most a day. */
+void esp_client_set_patience(struct esp_client *client, uint32_t seconds);
+
 /**
  * Sends a request (ESP_MSG_REQUEST, its blobs borrowed) and waits for its end.
+ * Its id and ticket are set here.
  * Errors: what the coordinator's Error says; ESP_E_CANCELLED after a signal (the coordinator was told and
  * given up to 2 s); ESP_E_TIMEOUT, ESP_E_CLOSED, ESP_E_PROTO.
  */

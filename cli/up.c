@@ -133,9 +133,11 @@ int esp_command_up(int argc, char **argv)
     int n_rest, r;
 
     esp_where_args(&up.where, where);
-    for (size_t i = 0; i < ESP_N_CLUSTER_ARGS; i++) { /* all but --connect: this is what others connect to */
-        if (strcmp(where[i].name, "connect") != 0)
-            where[groups[1].n++] = where[i];
+    for (size_t i = 0; i < ESP_N_CLUSTER_ARGS;
+         i++) { /* all but --connect's: this is what others connect to */
+        if (strcmp(where[i].name, "connect") == 0 || strcmp(where[i].name, "patience") == 0)
+            continue;
+        where[groups[1].n++] = where[i];
         if (strcmp(where[i].name, "context") == 0)
             where[groups[1].n - 1].help = "Longest sequence, image tokens included.";
         if (strcmp(where[i].name, "keys") == 0)

@@ -30,7 +30,9 @@ struct fake {
     uint64_t session; /* of the request; 0: none came */
     uint32_t n_sent;  /* tokens */
     uint32_t n_cancel;
+    uint32_t n_requests, n_resumes;
     uint32_t n_others;                            /* sessions of other clients, as Status tells */
+    uint8_t ticket[ESP_TICKET_BYTES];             /* of the request */
     void (*check)(const struct esp_msg *request); /* looks at the request */
 };
 
@@ -155,6 +157,8 @@ static bool is_request(struct fake *f, const struct esp_peer *from, const struct
         return false;
     assert_int_equal(f->session, 0); /* one request only */
     f->session = msg->request.id;
+    f->n_requests++;
+    memcpy(f->ticket, msg->request.ticket, sizeof f->ticket);
     if (f->check)
         f->check(msg);
     return true;
@@ -703,42 +707,242 @@ static void test_token_out_of_order(void **state)
     struct child c;
 
     f->script.heard = lie;
-    ask(&c, f, (const char *[]){"run", "caption en", NULL});
+    ask(&c, f, (const char *[]){"run", "--patience", "2", "caption en", NULL});
     child_expect(&c, "out of order", 1, "sent token 5 where 1 was expected", "one\n");
     assert_int_equal(f->n_cancel, 1);
     child_finish(&c);
 }
 
-/* Accepts, and from then on is another coordinator, which was asked nothing. */
+/* ---- a coordinator that comes back ---- */
+
+static const char *const parts[] = {"a", " b", "", " c", " d"};
+#define N_PARTS 5
+
+static void tell_part(struct fake *f, uint32_t i)
+{
+    f->n_sent = i;
+    tell_token(f, parts[i]);
+}
+
+static void tell_end(struct fake *f)
+{
+    static const uint32_t ids[N_PARTS] = {100, 101, 102, 103, 104};
+    static const double logprobs[N_PARTS] = {-0.1, -1.1, -2.1, -3.1, -4.1};
+    static const struct esp_hypothesis best = {.text = "a b c d",
+                                               .finish = "length",
+                                               .n_ids = N_PARTS,
+                                               .ids = ids,
+                                               .n_logprobs = N_PARTS,
+                                               .logprobs = logprobs};
+
+    tell_done(f, &best, 1);
+}
+
+/* A Resume for our request: true, with the session under the number that it gives. */
+static bool is_resume(struct fake *f, const struct esp_msg *msg)
+{
+    if (msg->kind != ESP_MSG_RESUME)
+        return false;
+    assert_memory_equal(msg->resume.ticket, f->ticket, sizeof f->ticket);
+    assert_true(msg->resume.id == f->session);
+    f->n_resumes++;
+    return true;
+}
+
+/* Sends two tokens and falls silent. Reminded, it goes on from one token before what the client has. */
+static void go_on(struct script *s, struct child *c, const struct esp_peer *from, const struct esp_msg *msg)
+{
+    static const uint8_t none[ESP_TICKET_BYTES];
+    struct fake *f = s->self;
+
+    if (is_request(f, from, msg)) {
+        assert_memory_not_equal(f->ticket, none, sizeof none);
+        tell_accepted(f);
+        tell_part(f, 0);
+        tell_part(f, 1);
+    } else if (is_resume(f, msg) && f->n_resumes == 2) { /* the first was lost */
+        assert_int_equal(msg->resume.have, 2);
+        tell_accepted(f);
+        for (uint32_t i = 1; i < N_PARTS; i++)
+            tell_part(f, i);
+        tell_end(f);
+    }
+}
+
+static void test_resumed(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = go_on;
+    ask(&c, f, (const char *[]){"run", "caption en", NULL});
+    child_expect(&c, "resumed", 0, "", "a b c d\n");
+    assert_string_equal(OUT(&c), "a b c d\n");
+    assert_int_equal(f->n_requests, 1);
+    assert_int_equal(f->n_resumes, 2);
+    child_finish(&c);
+}
+
+/* While it is told that it must wait, it waits, however long: each reminder is answered. */
+static void keep_waiting(struct script *s, struct child *c, const struct esp_peer *from,
+                         const struct esp_msg *msg)
+{
+    static struct esp_msg m = {.kind = ESP_MSG_WAITING};
+    struct fake *f = s->self;
+
+    if (is_request(f, from, msg))
+        return;
+    if (!is_resume(f, msg))
+        return;
+    assert_int_equal(msg->resume.have, 0);
+    m.waiting = (struct esp_msg_waiting){f->session, "queued", 1, 2};
+    tell(f, &m);
+    if (f->n_resumes == 4) {
+        tell_accepted(f);
+        for (uint32_t i = 0; i < N_PARTS; i++)
+            tell_part(f, i);
+        tell_end(f);
+    }
+}
+
+static void test_kept_waiting(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = keep_waiting;
+    ask(&c, f, (const char *[]){"run", "--patience", "2", "caption en", NULL});
+    child_expect(&c, "kept waiting", 0, "", "a b c d\n");
+    assert_int_equal(f->n_resumes, 4);
+    child_finish(&c);
+}
+
+/* A coordinator without a memory: asked anew, with the same ticket and pictures, under another number. What the client
+ * has comes again and is not said twice; late answers to the old number are nobody's. */
+static bool forgetful; /* for ever */
+
 static void forget(struct script *s, struct child *c, const struct esp_peer *from, const struct esp_msg *msg)
+{
+    struct fake *f = s->self;
+    const uint64_t old = f->session;
+    uint8_t ticket[ESP_TICKET_BYTES];
+
+    memcpy(ticket, f->ticket, sizeof ticket);
+    if (msg->kind == ESP_MSG_REQUEST)
+        f->session = 0;
+    if (is_request(f, from, msg)) {
+        assert_int_equal(msg->n_blobs, 1);
+        if (f->n_requests > 1) {
+            assert_memory_equal(f->ticket, ticket, sizeof ticket);
+            assert_int_not_equal(f->session, old);
+        }
+        tell_accepted(f);
+        for (uint32_t i = 0; i < (f->n_requests == 1 ? 3 : N_PARTS) && !forgetful; i++)
+            tell_part(f, i);
+        if (f->n_requests > 1 && !forgetful)
+            tell_end(f);
+    } else if (is_resume(f, msg)) {
+        tell_error(f, ESP_E_CLOSED, "no such request");
+        tell_error(f, ESP_E_CLOSED, "no such request"); /* as if it had been reminded twice */
+    }
+}
+
+static void test_asked_anew(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = forget;
+    forgetful = false;
+    ask(&c, f, (const char *[]){"run", "--image", SCENE_A, "caption en", NULL});
+    child_expect(&c, "asked anew", 0, "", "a b c d\n");
+    assert_string_equal(OUT(&c), "a b c d\n");
+    assert_int_equal(f->n_requests, 2);
+    assert_int_equal(f->n_resumes, 1);
+    child_finish(&c);
+}
+
+static void test_forgotten_for_ever(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = forget;
+    forgetful = true;
+    ask(&c, f, (const char *[]){"run", "--image", SCENE_A, "caption en", NULL});
+    child_expect(&c, "forgotten for ever", 1, "has lost this request 8 times", "");
+    assert_int_equal(f->n_requests, 9);
+    child_finish(&c);
+}
+
+/* What was traced is gone with the coordinator that traced it. */
+static void test_trace_is_not_asked_anew(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = forget;
+    forgetful = true;
+    ask(&c, f, (const char *[]){"run", "--image", SCENE_A, "--trace", "/dev/null", "caption en", NULL});
+    child_expect(&c, "a trace", 1, "no longer knows this request", "");
+    assert_int_equal(f->n_requests, 1);
+    child_finish(&c);
+}
+
+/* Tokens that were lost with a connection are asked for. */
+static void lose_some(struct script *s, struct child *c, const struct esp_peer *from,
+                      const struct esp_msg *msg)
+{
+    struct fake *f = s->self;
+
+    if (is_request(f, from, msg)) {
+        tell_accepted(f);
+        tell_part(f, 0);
+        tell_part(f, 3);
+        tell_part(f, 4);
+    } else if (is_resume(f, msg)) {
+        assert_int_equal(msg->resume.have, 1);
+        for (uint32_t i = 1; i < N_PARTS; i++)
+            tell_part(f, i);
+        tell_end(f);
+    }
+}
+
+static void test_lost_tokens(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = lose_some;
+    ask(&c, f, (const char *[]){"run", "caption en", NULL});
+    child_expect(&c, "lost tokens", 0, "", "a b c d\n");
+    assert_string_equal(OUT(&c), "a b c d\n");
+    assert_int_equal(f->n_resumes, 1);
+    child_finish(&c);
+}
+
+/* Accepts, and says no more. */
+static void fall_silent(struct script *s, struct child *c, const struct esp_peer *from,
+                        const struct esp_msg *msg)
 {
     struct fake *f = s->self;
 
     if (is_request(f, from, msg))
         tell_accepted(f);
+    else
+        is_resume(f, msg);
 }
 
-static void test_restarted_coordinator(void **state)
+static void test_silence(void **state)
 {
     struct fake *f = *state;
     struct child c;
 
-    f->script.heard = forget;
-    ask(&c, f, (const char *[]){"run", "caption en", NULL});
-    child_expect(&c, "restarted", 1, "no longer knows this request", "");
-    child_finish(&c);
-}
-
-/* The same, while it serves others: its silence about this request gives it away. */
-static void test_restarted_and_busy(void **state)
-{
-    struct fake *f = *state;
-    struct child c;
-
-    f->script.heard = forget;
-    f->n_others = 3;
-    ask(&c, f, (const char *[]){"run", "caption en", NULL});
-    child_expect(&c, "restarted and busy", 1, "no longer knows this request", "");
+    f->script.heard = fall_silent;
+    ask(&c, f, (const char *[]){"run", "--patience", "3", "caption en", NULL});
+    child_expect(&c, "silence", 1, "has said nothing for 3 s", "");
+    assert_in_range(f->n_resumes, 1, 3);
+    assert_int_equal(f->n_cancel, 1);
     child_finish(&c);
 }
 
@@ -832,8 +1036,13 @@ int main(void)
         TEST(test_trace),
         TEST(test_trace_cannot_be_written),
         TEST(test_token_out_of_order),
-        TEST(test_restarted_coordinator),
-        TEST(test_restarted_and_busy),
+        TEST(test_resumed),
+        TEST(test_kept_waiting),
+        TEST(test_asked_anew),
+        TEST(test_forgotten_for_ever),
+        TEST(test_trace_is_not_asked_anew),
+        TEST(test_lost_tokens),
+        TEST(test_silence),
         TEST(test_interrupt),
         TEST(test_interrupt_twice),
         TEST(test_closed_stdout),

@@ -236,7 +236,8 @@ struct asking {
     bool reminded;     /* one has been sent since */
     bool resumed;      /* one has ever been sent: what came before may come again */
     uint32_t n_anew;   /* times that the request was sent again since the last new token */
-    uint32_t gap;      /* index of a token that came too early; 0: none did since the last new one */
+    uint32_t
+        gap; /* one more than the index of a token that came too early; 0: none did since the last new one */
 };
 
 static esp_status keep_trace(struct esp_reply *reply, struct esp_msg *msg, struct esp_err *err)
@@ -319,10 +320,11 @@ static esp_status heed_token(struct asking *ask, const struct esp_msg_token *tok
         return out_of_order(ask, token->index, err);
     if (token->index < ask->n_tokens)
         return ask->resumed ? ESP_OK : out_of_order(ask, token->index, err);
-    if (token->index > ask->n_tokens) { /* those between were lost with a connection */
+    if (token->index > ask->n_tokens ||
+        !ask->reply->accepted) { /* what comes before was lost with a connection */
         if (!ask->gap)
             ask->remind_at = esp_now_ms();
-        ask->gap = token->index;
+        ask->gap = token->index + 1;
         return ESP_OK;
     }
     ask->n_tokens++;
@@ -340,7 +342,7 @@ static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err 
 
     if (!is_ours(ask, m))
         return ESP_OK; /* other status answers, the tail of an earlier request */
-    if (m->kind != ESP_MSG_TOKEN || m->token.index == ask->n_tokens) {
+    if (m->kind != ESP_MSG_TOKEN || (m->token.index == ask->n_tokens && ask->reply->accepted)) {
         ask->heard_at = esp_now_ms();
         ask->remind_at = ask->heard_at + QUIET_MS;
         ask->reminded = false;
@@ -367,8 +369,12 @@ static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err 
             *msg = NULL;
         return st;
     case ESP_MSG_DONE:
-        if (!ask->reply->accepted)
+        if (!ask->reply->accepted && ask->client->embed)
             return esp_fail(err, ESP_E_PROTO, "the coordinator finished a request that it never accepted");
+        if (!ask->reply->accepted) { /* lost, as above; and as it has ended there, we are going to ask anew */
+            ask->remind_at = ask->heard_at;
+            return ESP_OK;
+        }
         ask->reply->done = m;
         *msg = NULL;
         ask->ended = true;
@@ -392,7 +398,7 @@ static esp_status silence(struct asking *ask, struct esp_err *err)
     const int64_t quiet = esp_now_ms() - ask->heard_at;
 
     if (quiet >= ask->client->patience_ms)
-        return ask->gap ? out_of_order(ask, ask->gap, err)
+        return ask->gap ? out_of_order(ask, ask->gap - 1, err)
                         : esp_fail(err, ESP_E_TIMEOUT, "%s has said nothing for %d s", ask->client->endpoint,
                                    (int)(quiet / 1000));
     if (ask->reminded && ask->hooks->waiting)

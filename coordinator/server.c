@@ -184,7 +184,8 @@ static bool is_worker_kind(enum esp_msg_kind kind)
 
 static bool is_client_kind(enum esp_msg_kind kind)
 {
-    return kind == ESP_MSG_REQUEST || kind == ESP_MSG_CANCEL || kind == ESP_MSG_STATUS_QUERY;
+    return kind == ESP_MSG_REQUEST || kind == ESP_MSG_RESUME || kind == ESP_MSG_CANCEL ||
+           kind == ESP_MSG_STATUS_QUERY;
 }
 
 /* Nonsense from someone: told once, and dropped with all that is theirs. */

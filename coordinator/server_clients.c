@@ -45,6 +45,8 @@ static esp_status request_check(const struct esp_server *sv, const struct esp_pe
     }
     if (esp_sched_find(sv->sched, from, msg->request.id))
         return esp_fail(err, ESP_E_ARG, "request %" PRIu64 " is still being answered", msg->request.id);
+    if (esp_server_ticket(sv, msg->request.ticket))
+        return esp_fail(err, ESP_E_ARG, "a request with this ticket is still being answered");
     if (n >= ESP_SERVER_MAX_SESSIONS)
         return esp_fail(err, ESP_E_LIMIT, "%d requests are being served or wait already",
                         ESP_SERVER_MAX_SESSIONS);
@@ -133,6 +135,9 @@ void esp_server_from_client(struct esp_server *sv, const struct esp_peer *from, 
     switch (msg->kind) {
     case ESP_MSG_REQUEST:
         on_request(sv, from, msg);
+        break;
+    case ESP_MSG_RESUME:
+        esp_server_on_resume(sv, from, &msg->resume);
         break;
     case ESP_MSG_CANCEL:
         s = esp_sched_find(sv->sched, from, msg->cancel.session);
@@ -309,6 +314,12 @@ static bool tell_tokens(struct esp_server *sv, struct esp_session *s, double now
             s->token_text = token_text(s, h.ids[i], s->state == ESP_SESSION_ENDED && i + 1 == h.n_ids);
         if (!s->token_text)
             return false;
+        if (i < s->n_have) { /* only the text behind it depends on it */
+            free(s->token_text);
+            s->token_text = NULL;
+            s->n_tokens_sent++;
+            continue;
+        }
         msg.token = (struct esp_msg_token){.session = s->request,
                                            .index = i,
                                            .id = h.ids[i],
@@ -411,6 +422,13 @@ static void tell_waiting(struct esp_server *sv, struct esp_session *s, double no
         s->what_done = done;
         s->what_total = total;
     }
+}
+
+void esp_server_tell_soon(struct esp_session *s, double now)
+{
+    s->what[0] = '\0';
+    if (s->told_at > now - TELL_AT_ALL_S)
+        s->told_at = now - TELL_AT_ALL_S;
 }
 
 static void deliver(struct esp_server *sv, struct esp_session *s, double now)

@@ -133,8 +133,20 @@ void esp_server_fail_queue(struct esp_server *sv, const struct esp_err *why);
 /** Sends sessions' clients what is new for them. */
 void esp_server_deliver(struct esp_server *sv, double now);
 
+/** Something is to be said to this session's client at the next esp_server_deliver, whether it is new or not. */
+void esp_server_tell_soon(struct esp_session *s, double now);
+
 /** A value asked for by a session's trace. */
 void esp_server_relay_trace(struct esp_server *sv, struct esp_session *s, const struct esp_msg_trace *trace,
                             const struct esp_blob *blob);
+
+/* ---- server_resume.c ---- */
+
+/** The living session of a ticket, or NULL. */
+struct esp_session *esp_server_ticket(const struct esp_server *sv, const uint8_t ticket[ESP_TICKET_BYTES]);
+
+/** A client asks for the rest of its answer. */
+void esp_server_on_resume(struct esp_server *sv, const struct esp_peer *from,
+                          const struct esp_msg_resume *resume);
 
 #endif

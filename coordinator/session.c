@@ -18,6 +18,7 @@ esp_status esp_session_create(struct esp_session **out, uint64_t id, const struc
     s->trace = request->trace;
     s->max_tokens = request->max_tokens;
     s->n_images = request->n_images;
+    memcpy(s->ticket, request->ticket, sizeof s->ticket);
     s->features = calloc(s->n_images ? s->n_images : 1, sizeof *s->features);
     s->images = calloc(s->n_images ? s->n_images : 1, sizeof *s->images);
     if (!s->features || !s->images) {

@@ -63,12 +63,14 @@ struct esp_session {
     uint64_t turn; /* when it last had one */
 
     /* Towards the client. */
+    uint8_t ticket[ESP_TICKET_BYTES]; /* who knows it may resume; zeros: nobody */
     bool client_gone;
     bool accepted_sent, final_sent;
     struct esp_detok *detok;
-    uint32_t n_tokens_sent;
-    char *token_text; /* of the next token, when the client's queue was full */
-    esp_status st;    /* ENDED: how */
+    uint32_t n_have;        /* tokens that the client had when it resumed: they are not sent again */
+    uint32_t n_tokens_sent; /* or passed over for that */
+    char *token_text;       /* of the next token, when the client's queue was full */
+    esp_status st;          /* ENDED: how */
     struct esp_err err;
     char what[32]; /* the last Waiting */
     uint64_t what_done, what_total;

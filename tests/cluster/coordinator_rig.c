@@ -686,6 +686,17 @@ void rig_cancel(struct rig *rig, int i, uint64_t session)
     must(esp_link_send(rig->c[i].link, NULL, &msg, &err), &err, "cancel");
 }
 
+void rig_come_back(struct rig *rig, int i, const uint8_t *ticket, uint64_t id, uint32_t have)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_RESUME};
+    struct esp_err err;
+
+    rig_dial(rig, i);
+    msg.resume = (struct esp_msg_resume){.id = id, .have = have};
+    memcpy(msg.resume.ticket, ticket, sizeof msg.resume.ticket);
+    must(esp_link_send(rig->c[i].link, NULL, &msg, &err), &err, "resume");
+}
+
 const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind)
 {
     const long until = now_ms() + RIG_DEADLINE_MS;

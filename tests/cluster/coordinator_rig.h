@@ -121,6 +121,9 @@ void rig_hang_up(struct rig *rig, int i);
 void rig_request(struct rig *rig, int i, struct esp_msg_request *request, ...);
 void rig_cancel(struct rig *rig, int i, uint64_t session);
 
+/** Client i, which dials if it has not yet, asks for the rest of the request with this ticket. */
+void rig_come_back(struct rig *rig, int i, const uint8_t *ticket, uint64_t id, uint32_t have);
+
 /**
  * The next message of this kind to client i; others of `session`... are skipped if they are Waiting,
  * Accepted, Token or Trace, otherwise they fail the test. Kept by the rig.

@@ -31,7 +31,6 @@ struct fake {
     uint32_t n_sent;  /* tokens */
     uint32_t n_cancel;
     uint32_t n_requests, n_resumes;
-    uint32_t n_others;                            /* sessions of other clients, as Status tells */
     uint8_t ticket[ESP_TICKET_BYTES];             /* of the request */
     void (*check)(const struct esp_msg *request); /* looks at the request */
 };
@@ -148,8 +147,7 @@ static bool is_request(struct fake *f, const struct esp_peer *from, const struct
 
     f->client = *from;
     if (msg->kind == ESP_MSG_STATUS_QUERY) {
-        m.status = (struct esp_msg_status){
-            .id = msg->status_query.id, .epoch = 1, .ready = true, .n_sessions = f->n_others};
+        m.status = (struct esp_msg_status){.id = msg->status_query.id, .epoch = 1, .ready = true};
         tell(f, &m);
     }
     f->n_cancel += msg->kind == ESP_MSG_CANCEL && msg->cancel.session == f->session;
@@ -889,18 +887,21 @@ static void test_trace_is_not_asked_anew(void **state)
     child_finish(&c);
 }
 
-/* Tokens that were lost with a connection are asked for. */
+/* What was lost with a connection is asked for: the first time the beginning, then tokens. */
 static void lose_some(struct script *s, struct child *c, const struct esp_peer *from,
                       const struct esp_msg *msg)
 {
     struct fake *f = s->self;
 
     if (is_request(f, from, msg)) {
+        tell_part(f, 0); /* and Accepted was lost */
+    } else if (is_resume(f, msg) && f->n_resumes == 1) {
+        assert_int_equal(msg->resume.have, 0);
         tell_accepted(f);
         tell_part(f, 0);
         tell_part(f, 3);
         tell_part(f, 4);
-    } else if (is_resume(f, msg)) {
+    } else if (f->n_resumes == 2) {
         assert_int_equal(msg->resume.have, 1);
         for (uint32_t i = 1; i < N_PARTS; i++)
             tell_part(f, i);
@@ -917,7 +918,36 @@ static void test_lost_tokens(void **state)
     ask(&c, f, (const char *[]){"run", "caption en", NULL});
     child_expect(&c, "lost tokens", 0, "", "a b c d\n");
     assert_string_equal(OUT(&c), "a b c d\n");
-    assert_int_equal(f->n_resumes, 1);
+    assert_int_equal(f->n_resumes, 2);
+    child_finish(&c);
+}
+
+/* Ends a request of which Accepted was lost, and knows of it no more. */
+static void end_early(struct script *s, struct child *c, const struct esp_peer *from,
+                      const struct esp_msg *msg)
+{
+    struct fake *f = s->self;
+
+    if (msg->kind == ESP_MSG_REQUEST)
+        f->session = 0;
+    if (is_request(f, from, msg)) {
+        if (f->n_requests > 1)
+            tell_accepted(f);
+        tell_end(f);
+    } else if (is_resume(f, msg)) {
+        tell_error(f, ESP_E_CLOSED, "no such request");
+    }
+}
+
+static void test_lost_acceptance(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    f->script.heard = end_early;
+    ask(&c, f, (const char *[]){"run", "--beams", "2", "caption en", NULL});
+    child_expect(&c, "lost acceptance", 0, "", "a b c d\n");
+    assert_int_equal(f->n_requests, 2);
     child_finish(&c);
 }
 
@@ -1042,6 +1072,7 @@ int main(void)
         TEST(test_forgotten_for_ever),
         TEST(test_trace_is_not_asked_anew),
         TEST(test_lost_tokens),
+        TEST(test_lost_acceptance),
         TEST(test_silence),
         TEST(test_interrupt),
         TEST(test_interrupt_twice),

@@ -1,5 +1,5 @@
 // Attention over paged keys and values, on any device. Formula and tiles: attention.glsl.
-// Reference: tests/support/ref.c esp_ref_attention. No score matrix in memory: a block of keys at a time.
+// Reference: model/reference.c esp_ref_attention. No score matrix in memory: a block of keys at a time.
 //
 // A workgroup of 128 takes a tile of 8 query vectors. Scores: a thread is a key (neighbouring threads read
 // neighbouring texels) and two of the eight queries. Values: a thread is a quad of dimensions and one or more queries.

@@ -1,5 +1,5 @@
 // Attention over paged keys and values, on CPU drivers. Formula and tiles: attention.glsl.
-// Reference: tests/support/ref.c esp_ref_attention. No score matrix in memory: a block of keys at a time.
+// Reference: model/reference.c esp_ref_attention. No score matrix in memory: a block of keys at a time.
 //
 // A subgroup of 8 lanes takes a tile of 8 query vectors and a block of 32 keys. Scores: a lane is a key of each
 // group of 8, queries travel by broadcast. Values: a lane is a quad of dimensions, weights travel by broadcast; what

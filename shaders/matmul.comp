@@ -1,5 +1,5 @@
 // y = epilogue(x W^T + b) for many rows, on any device: prefill and encoder.
-// Reference: tests/support/ref.c esp_ref_matmul. Sums in float32, k rising, so a row's bits depend on that row alone.
+// Reference: model/reference.c esp_ref_matmul. Sums in float32, k rising, so a row's bits depend on that row alone.
 //
 // A workgroup of 128 takes 64 rows by 64 columns, 16 k at a time through shared memory (8 KiB of the guaranteed 16);
 // a thread takes 8 rows by 4 columns: two neighbouring ones and their twins 8 further on, so that with GEGLU it holds

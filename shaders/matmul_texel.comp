@@ -1,5 +1,5 @@
 // y = epilogue(x W^T + b) for many rows, on CPU drivers: prefill and encoder.
-// Reference: tests/support/ref.c esp_ref_matmul. Sums in float32, k rising, so a row's bits depend on that row alone.
+// Reference: model/reference.c esp_ref_matmul. Sums in float32, k rising, so a row's bits depend on that row alone.
 //
 // A subgroup of 8 lanes takes 8 rows by 32 columns: lane r loads x of row r and column c of each group of 8, and
 // x travels by broadcast. 32 accumulators a lane, no shared memory, no barrier: both cost more here than they save.

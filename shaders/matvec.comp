@@ -1,5 +1,5 @@
 // y = epilogue(x W^T + b) for a few rows, on any device: decode and logits. One pass over the weights.
-// Reference: tests/support/ref.c esp_ref_matmul. A row's bits do not depend on ROWS or on the rows beside it.
+// Reference: model/reference.c esp_ref_matmul. A row's bits do not depend on ROWS or on the rows beside it.
 //
 // A workgroup of 64 owns a group of 8 columns (with GEGLU a gate group and the up group beside it): thread (s, r) sums
 // k chunks s, s+8, ... of column r, so that a round of the workgroup reads 1 KiB in one piece; eight partial sums

@@ -1,5 +1,5 @@
 // y = epilogue(x W^T + b) for a few rows, on CPU drivers: decode and logits. One pass over the weights.
-// Reference: tests/support/ref.c esp_ref_matmul. A row's bits do not depend on ROWS or on the rows beside it: four
+// Reference: model/reference.c esp_ref_matmul. A row's bits do not depend on ROWS or on the rows beside it: four
 // sums by k mod 4, k rising, folded in one order.
 //
 // A subgroup owns a group of 8 columns, a lane a column; lane l holds 4 of the 32 x of a round and hands them

@@ -1,6 +1,6 @@
 // LayerNorm and RMSNorm, row by row; formulas at ESP_NORM_* in push.h.
 // Sources: SigLIP's blocks (arXiv 2303.15343; eps 1e-6), Gemma's RMSNorm with its 1 + w (arXiv 2403.08295).
-// Reference: tests/support/ref.c esp_ref_layernorm, esp_ref_rmsnorm. The variance takes a second pass over the row:
+// Reference: model/reference.c esp_ref_layernorm, esp_ref_rmsnorm. The variance takes a second pass over the row:
 // E[x^2] - E[x]^2 would cancel on rows with outliers.
 // Grid: one workgroup a row of y.
 #version 450

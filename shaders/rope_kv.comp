@@ -1,7 +1,7 @@
 // Rotary positions and the KV cache: q is scaled and (Gemma) rotated in place, k rotated and stored, v stored.
 //   (a, b) -> (a cos - b sin, b cos + a sin) for a = x[j], b = x[j + H/2], angle pos * theta^(-2j/H)
 // Source: arXiv 2104.09864, in the rotate-halves form of Gemma. The table of cosines and sines comes from the host in
-// float64 precision: GLSL's own may be off by 2^-11. Reference: tests/support/ref.c esp_ref_rope.
+// float64 precision: GLSL's own may be off by 2^-11. Reference: model/reference.c esp_ref_rope.
 // For SigLIP (ROTATE 0) it only scales q and moves k and v to where attention looks for them.
 // Grid: x = rows, y = (N + 2K) * H/8 pairs of quads / 64.
 #version 450

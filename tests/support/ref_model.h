@@ -1,6 +1,6 @@
 /**
- * The whole model in float64, one operation of tests/support/ref.h after the other: what runs of any config are held
- * against where there are no golden numbers. Between operations values are rounded to float32, as ref.h takes them.
+ * The whole model in float64, one layer of model/reference_layer.h after the other: what runs of any config are held
+ * against where there are no golden numbers. Between layers values are rounded to float32, as between operations.
  */
 #ifndef ESP_TESTS_SUPPORT_REF_MODEL_H
 #define ESP_TESTS_SUPPORT_REF_MODEL_H

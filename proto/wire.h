@@ -31,6 +31,7 @@
 #define ESP_MAX_BLOBS      64          /* raw frames in one message: images of one request */
 #define ESP_MAX_ROWS       131072      /* rows of a step */
 #define ESP_MAX_SEQS       1024        /* sequences, forks, frees in one step */
+#define ESP_SEQ_VERIFY     UINT64_MAX  /* the sequence of a worker's check of itself: refused from the wire */
 #define ESP_MAX_K          256         /* candidates of a row */
 #define ESP_MAX_STAGES     1024
 #define ESP_MAX_BANS       4096

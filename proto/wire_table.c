@@ -33,6 +33,7 @@
 #define ENUM_(cs, ps, f, lo, hi, ctype, ptype) ROW(cs, ps, f, U32, ctype, ptype, .min = (lo), .max = (hi))
 #define ENUM(...)                              ENUM_(__VA_ARGS__)
 #define U64(M, f, lo)                          ROW_(M, f, U64, uint64_t, uint64_t, .min = (lo), .max = UINT64_MAX)
+#define SEQ(M, f)                              ROW_(M, f, U64, uint64_t, uint64_t, .min = 1, .max = ESP_SEQ_VERIFY - 1)
 #define F32(M, f, r)                           ROW_(M, f, F32, float, float, .rule = ESP_RULE_##r)
 #define F64(M, f, r)                           ROW_(M, f, F64, double, double, .rule = ESP_RULE_##r)
 #define STR(M, f, r, lo, hi)                                                                                 \
@@ -286,7 +287,7 @@ TABLE(stored, STORED, stored);
 
 #define SEQ_ROWS esp_seq_rows, Espalier__SeqRows
 static const struct esp_wire_field seq_rows_fields[] = {
-    U64(SEQ_ROWS, seq, 1),
+    SEQ(SEQ_ROWS, seq),
     U32(SEQ_ROWS, pos, 0, UINT32_MAX),
     U32(SEQ_ROWS, n_tok, 1, ESP_MAX_ROWS),
     U32(SEQ_ROWS, n_prefix, 0, UINT32_MAX),
@@ -296,7 +297,7 @@ TABLE(seq_rows, SEQ_ROWS, seq_rows);
 
 #define FORK esp_fork, Espalier__Fork
 static const struct esp_wire_field fork_fields[] = {
-    U64(FORK, seq, 1),
+    SEQ(FORK, seq),
     U64(FORK, from, 1),
 };
 TABLE(fork, FORK, fork);
@@ -357,7 +358,7 @@ TABLE(release, RELEASE, release);
 
 #define KV_SEQ esp_kv_seq, Espalier__KvSeq
 static const struct esp_wire_field kv_seq_fields[] = {
-    U64(KV_SEQ, seq, 1),
+    SEQ(KV_SEQ, seq),
     U32(KV_SEQ, n_tok, 1, UINT32_MAX),
     U32S(KV_SEQ, blocks, ESP_MAX_KV_BLOCKS),
 };

@@ -9,6 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "worker/verify.h"
+
 #define PROGRESS_NS  UINT64_C(100000000) /* between two Loading messages */
 #define ASK_AGAIN_NS UINT64_C(20000000)  /* when bytes for a warm placement have not come yet */
 #define WORK_A_SLICE 2 /* work that waits gets so much more of the thread's time than slices */
@@ -76,6 +78,7 @@ void esp_work_destroy(struct esp_work **work)
         return;
     esp_msg_finish(&(*work)->msg);
     esp_stage_out_finish(&(*work)->out);
+    esp_verify_destroy(&(*work)->verify);
     free((*work)->times);
     free(*work);
     *work = NULL;
@@ -396,6 +399,9 @@ static void run(struct esp_runner *r, struct esp_work *work)
     case ESP_MSG_RELEASE:
         esp_stage_release(r->stage, &work->msg.release);
         break;
+    case ESP_MSG_VERIFY:
+        work->status = esp_verify_run(work->verify, r->stage, &work->more, &work->err);
+        break;
     default:
         work->status = esp_fail(&work->err, ESP_E_INTERNAL, "%s is no work", esp_msg_name(work->msg.kind));
     }
@@ -562,6 +568,11 @@ void esp_runner_purge(struct esp_runner *r)
     r->n_places = 0;
     pthread_mutex_unlock(&r->lock);
     queue_clear(&old);
+}
+
+void esp_runner_post(struct esp_runner *r, struct esp_work *work)
+{
+    hand_back(r, work, false);
 }
 
 int esp_runner_fd(const struct esp_runner *r)

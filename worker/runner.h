@@ -30,7 +30,8 @@ void esp_shared_unref(struct esp_shared *shared); /* NULL is fine; the last one 
 /** A piece of work and, afterwards, what became of it. */
 struct esp_work {
     struct esp_work *next;
-    struct esp_msg msg;  /* PLACE, ENCODE, STEP or RELEASE as received; LOADING and ERROR are answers alone */
+    struct esp_msg
+        msg; /* PLACE, ENCODE, STEP, RELEASE or VERIFY; LOADING, VERIFIED and ERROR are answers alone */
     uint64_t generation; /* of the placement it belongs to, the owner's number */
     uint64_t arrived_ns; /* CLOCK_MONOTONIC */
     uint32_t n_users;    /* messages to be sent that borrow from it; the owner's alone */
@@ -42,6 +43,8 @@ struct esp_work {
     bool stored;                    /* ENCODE: the features are kept here */
     struct esp_stage_info_out info; /* PLACE; of a warm one weight_bytes and loaded_bytes alone */
     double load_seconds;            /* PLACE */
+    struct esp_verify *verify;      /* VERIFY: what the device is run for, the work's */
+    bool more;                      /* VERIFY: the device is not done with it */
     uint32_t n_times;
     struct esp_stage_time *times; /* ENCODE, STEP: those it came with and this stage's own */
 };
@@ -85,6 +88,9 @@ void esp_runner_purge(struct esp_runner *runner);
 
 /** Readable while finished work waits. */
 int esp_runner_fd(const struct esp_runner *runner);
+
+/** Hands the owner a piece that was not queued, as though it had been run. From any thread. */
+void esp_runner_post(struct esp_runner *runner, struct esp_work *work);
 
 /** The next finished work, the caller's; NULL: none. */
 struct esp_work *esp_runner_take(struct esp_runner *runner);

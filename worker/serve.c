@@ -1,5 +1,6 @@
 /*
- * The worker's net thread: its loop and clock. What others say is serve_in.c, what we say serve_out.c.
+ * The worker's net thread: its loop and clock. What others say is serve_in.c, what we say serve_out.c; the check of
+ * our own device is serve_verify.c.
  *
  * It owns every socket: the control link to the coordinator, the data link on which stages before us dial in,
  * and up to three links to stages after us. It never computes; worker/runner.h does. What may be said when is
@@ -163,6 +164,7 @@ esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp
         esp_outbox_try(&s->control, &bye, NULL); /* goes after an Error, if there was one */
     }
 done:
+    esp_serve_verify_finish(s);
     esp_outbox_close(&s->control);
     esp_outbox_close(&s->next_enc);
     esp_outbox_close(&s->features);

@@ -31,6 +31,7 @@ static esp_status on_welcome(struct esp_serve *s, enum esp_source from, struct e
                 s->opt->connect, s->endpoint, msg->welcome.heartbeat_ms, msg->welcome.timeout_ms);
         s->joined = s->known = s->fresh = true;
         s->asked = false;
+        esp_serve_verify_stop(s);
         s->generation++; /* what an earlier conversation asked for is nothing to tell in this one */
     }
     esp_serve_beat(s, 0);
@@ -113,6 +114,7 @@ static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp
     }
     s->fresh = false;
     s->epoch = p->epoch;
+    esp_serve_verify_stop(s);
     s->generation++;
     s->last_step = 0;
     s->state = ESP_IDLE;
@@ -230,6 +232,7 @@ static const struct rule {
     {ESP_FROM_CONTROL, ESP_MSG_ENCODE, ESP_READY, true, true, on_encode},
     {ESP_FROM_CONTROL, ESP_MSG_STEP, ESP_READY, true, true, on_step},
     {ESP_FROM_CONTROL, ESP_MSG_RELEASE, ESP_READY, true, true, on_release},
+    {ESP_FROM_CONTROL, ESP_MSG_VERIFY, ESP_ANY_STATE, true, false, esp_serve_verify},
     {ESP_FROM_DATA, ESP_MSG_ENCODE, ESP_READY, false, true, on_encode},
     {ESP_FROM_DATA, ESP_MSG_STEP, ESP_READY, false, true, on_step},
     {ESP_FROM_DATA, ESP_MSG_RELEASE, ESP_READY, false, true, on_release},

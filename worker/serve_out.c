@@ -51,10 +51,15 @@ void esp_serve_tell_error(struct esp_serve *s, esp_status code, const char *text
     }
     esp_fail(&note->err, code, "%s", text);
     note->msg.error.text = note->err.text;
-    note->generation = s->generation;
-    note->n_users = 1;
-    post(s, &s->control, &note->msg, NULL, 0, note);
-    esp_work_unref(&note);
+    esp_serve_tell(s, note);
+}
+
+void esp_serve_tell(struct esp_serve *s, struct esp_work *w)
+{
+    w->generation = s->generation;
+    w->n_users = 1;
+    post(s, &s->control, &w->msg, NULL, 0, w);
+    esp_work_unref(&w);
 }
 
 /** Takes malloc'ed floats out of *data and sends them with the message. */
@@ -308,7 +313,9 @@ static void released(struct esp_serve *s, struct esp_work *w)
 void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
 {
     w->n_users = 1;
-    if (w->generation != s->generation) {
+    if (w->msg.kind == ESP_MSG_VERIFY) {
+        esp_serve_verify_ran(s, w);
+    } else if (w->generation != s->generation) {
         esp_log(s->log, ESP_LOG_DEBUG, "epoch=%" PRIu64 " stale kind=%s", s->epoch,
                 esp_msg_name(w->msg.kind));
         if (w->status == ESP_E_DEVICE)
@@ -321,6 +328,8 @@ void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
         stepped(s, w);
     } else if (w->msg.kind == ESP_MSG_RELEASE) {
         released(s, w);
+    } else if (w->msg.kind == ESP_MSG_VERIFIED) {
+        post(s, &s->control, &w->msg, NULL, 0, w);
     } else if (w->msg.kind == ESP_MSG_LOADING && s->joined) {
         esp_outbox_try(&s->control, &w->msg, NULL); /* another one follows */
     }

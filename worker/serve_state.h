@@ -1,6 +1,6 @@
 /**
  * What the parts of a worker's conversation share: serve.c (loop and clock), serve_in.c (what others say),
- * serve_out.c (what we say). For these three alone; everything here belongs to the net thread.
+ * serve_out.c (what we say), serve_verify.c (the check of our device). For these alone; everything here belongs to the net thread.
  */
 #ifndef ESP_WORKER_SERVE_STATE_H
 #define ESP_WORKER_SERVE_STATE_H
@@ -21,6 +21,8 @@ enum esp_state {
     ESP_SPARE = 8,
     ESP_ANY_STATE = 15
 };
+
+struct esp_check;
 
 struct esp_serve {
     const struct esp_worker_options *opt;
@@ -45,6 +47,7 @@ struct esp_serve {
     uint64_t last_step;
     struct esp_msg_place place; /* the present one; its strings are not kept (NULL) */
     bool store_here;            /* features go to this very worker */
+    struct esp_check *check;    /* under way, or being stopped; NULL: none */
 
     bool end;
     esp_status end_status;
@@ -74,8 +77,26 @@ void esp_serve_lose(struct esp_serve *s, const char *why);
 void esp_serve_tell_error(struct esp_serve *s, esp_status code, const char *text, uint64_t step,
                           uint64_t image);
 
+/** Sends a work's own message to the coordinator, and destroys the work once that has left. */
+void esp_serve_tell(struct esp_serve *s, struct esp_work *w);
+
 /** Sends on what the runner hands back, and destroys it once that has left. */
 void esp_serve_finish(struct esp_serve *s, struct esp_work *work);
+
+/* ---- serve_verify.c ---- */
+
+/** A Verify. Always ESP_OK: what is wrong is told there. */
+esp_status esp_serve_verify(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                            struct esp_err *err);
+
+/** A work of kind VERIFY has come back, of whatever placement. The caller destroys it. */
+void esp_serve_verify_ran(struct esp_serve *s, struct esp_work *w);
+
+/** Ends a check without waiting for it: what it finds has no one to be told to. */
+void esp_serve_verify_stop(struct esp_serve *s);
+
+/** Ends it and waits: at the end of the conversation, while the runner still exists. */
+void esp_serve_verify_finish(struct esp_serve *s);
 
 /* ---- serve_in.c ---- */
 

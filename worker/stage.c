@@ -206,6 +206,16 @@ void esp_stage_destroy(struct esp_stage **sp)
     *sp = NULL;
 }
 
+const struct esp_stage_spec *esp_stage_spec(const struct esp_stage *s)
+{
+    return &s->spec;
+}
+
+const struct esp_checkpoint *esp_stage_checkpoint(const struct esp_stage *s)
+{
+    return s->ck;
+}
+
 void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
 {
     memset(out, 0, sizeof *out);

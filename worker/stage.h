@@ -53,6 +53,10 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
                             struct esp_err *err);
 void esp_stage_destroy(struct esp_stage **stage);
 
+/** What it was made for, and whose weights it has; borrowed. */
+const struct esp_stage_spec *esp_stage_spec(const struct esp_stage *stage);
+const struct esp_checkpoint *esp_stage_checkpoint(const struct esp_stage *stage);
+
 struct esp_stage_info_out {
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* on the device */
     uint64_t loaded_bytes; /* of the weights, read when the stage was made; the rest was there */
@@ -94,10 +98,17 @@ void esp_stage_out_finish(struct esp_stage_out *out);
  * @param msg   payload PIXELS (f32[3,S,S], if this is the first encoder stage) or ROWS (f32[N,D])
  * @param data  msg's frame, of any alignment; its size was checked against msg's rows and width
  * Errors: ESP_E_PROTO (not what this stage takes), ESP_E_NUMBERS (results that are no finite numbers:
- * nothing of them stays), ESP_E_DEVICE.
+ * nothing of them stays but, in out, the traces asked for), ESP_E_DEVICE.
  */
 esp_status esp_stage_encode(struct esp_stage *stage, const struct esp_msg_encode *msg, const void *data,
                             struct esp_stage_out *out, struct esp_err *err);
+
+/**
+ * The same, traced, for the first n_row patches as though the picture had no others: what a device's check of itself
+ * needs of a large picture. data: f32[C,S,S] on the first encoder stage, else f32[n_row,D]. Errors: ESP_E_ARG too.
+ */
+esp_status esp_stage_encode_part(struct esp_stage *stage, uint32_t n_row, const float *data,
+                                 struct esp_stage_out *out, struct esp_err *err);
 
 /** First decoder stage: keeps a picture's features, f32[N, D], until released. Replaces an older one of that
  * id. */
@@ -111,7 +122,7 @@ esp_status esp_stage_store(struct esp_stage *stage, const struct esp_msg_encode 
  *
  * A sequence is born by its first rows at pos 0 or by a fork.
  * Errors: ESP_E_PROTO (unknown sequence, wrong position, a prefix in parts, missing image, rows over the
- * limit, id outside of the vocabulary), ESP_E_LIMIT (KV cache full), ESP_E_NUMBERS, ESP_E_DEVICE. Frees and forks of a
+ * limit, id outside of the vocabulary), ESP_E_LIMIT (KV cache full), ESP_E_NUMBERS (as above), ESP_E_DEVICE. Frees and forks of a
  * refused step are still done; none of its rows is.
  */
 esp_status esp_stage_step(struct esp_stage *stage, const struct esp_msg_step *msg, const void *data,

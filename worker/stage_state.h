@@ -1,5 +1,5 @@
 /**
- * What stage*.c share: a stage's insides, and running its programs. Included by them alone.
+ * What stage*.c share: a stage's insides, and running its programs. Included by them alone, and by tests that break one.
  */
 #ifndef ESP_WORKER_STAGE_STATE_H
 #define ESP_WORKER_STAGE_STATE_H

@@ -226,12 +226,12 @@ esp_status esp_stage_step(struct esp_stage *s, const struct esp_msg_step *m, con
     s->stepping = true;
     st = step_run(s, m, data, out, err);
     s->stepping = false;
-    if (st) {
+    if (st)
         esp_kv_rollback(s->kv);
-        esp_stage_out_finish(out);
-    } else {
+    else
         esp_kv_commit(s->kv);
-    }
+    if (st && st != ESP_E_NUMBERS) /* of those, traces tell where they began */
+        esp_stage_out_finish(out);
     return st;
 }
 

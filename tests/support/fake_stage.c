@@ -99,6 +99,11 @@ void esp_stage_destroy(struct esp_stage **stage)
     *stage = NULL;
 }
 
+const struct esp_stage_spec *esp_stage_spec(const struct esp_stage *stage)
+{
+    return &stage->spec;
+}
+
 void esp_stage_info(const struct esp_stage *stage, struct esp_stage_info_out *out)
 {
     memset(out, 0, sizeof *out);

@@ -25,7 +25,9 @@
 #define FAKE_SEQ_STUCK  1004 /* takes 4 s */
 
 /* kv_tokens of a placement */
-#define FAKE_KV_NOMEM 1 /* creation fails */
-#define FAKE_KV_SLOW  2 /* loads for 0.6 s, reporting every 10 ms */
+#define FAKE_KV_NOMEM   1 /* creation fails */
+#define FAKE_KV_SLOW    2 /* loads for 0.6 s, reporting every 10 ms */
+#define FAKE_KV_WRONG   3 /* a check finds the stage's last layer off by 0.5 */
+#define FAKE_KV_ENDLESS 4 /* a check finds one layer right and goes on until it is stopped */
 
 #endif

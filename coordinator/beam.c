@@ -205,6 +205,14 @@ uint32_t esp_beam_n_live(const struct esp_beam *beam)
     return beam->done ? 0 : beam->n_live;
 }
 
+void esp_beam_tokens(const struct esp_beam *beam, uint32_t i, uint32_t *out)
+{
+    uint32_t at = beam->live[i].node;
+
+    for (uint32_t t = beam->n_step; t-- > 0; at = beam->node[at].parent)
+        out[t] = beam->node[at].token;
+}
+
 /* The row's n_keep best tokens that may continue a sequence, into row_id and row_logit. Returns how many. */
 static uint32_t row_best(struct esp_beam *beam, const struct esp_cand_row *row)
 {

@@ -72,6 +72,9 @@ void esp_beam_need(const struct esp_beam *beam, uint32_t *k, bool *need_full, bo
 /** Rows that the next step takes: 1 at first, then as many as live; 0 once the search is done. */
 uint32_t esp_beam_n_live(const struct esp_beam *beam);
 
+/** Tokens that living sequence i has so far, as many as steps were taken, into out. i below esp_beam_n_live. */
+void esp_beam_tokens(const struct esp_beam *beam, uint32_t i, uint32_t *out);
+
 /** A living sequence after a step: the one at index `parent` before the step, plus `token`. */
 struct esp_beam_next {
     uint32_t parent, token;

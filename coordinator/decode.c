@@ -1,64 +1,7 @@
-#include "coordinator/decode.h"
+#include "coordinator/decode_state.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#include "coordinator/beam.h"
-#include "coordinator/sample.h"
-
-enum decode_mode { MODE_SAMPLE, MODE_BEAM, MODE_SCORE };
-
-struct live { /* a sequence that goes on */
-    uint64_t seq;
-    uint32_t sample; /* MODE_SAMPLE: which one of best-of-n */
-    uint32_t token;  /* chosen, not yet fed */
-};
-
-struct sample { /* MODE_SAMPLE and MODE_SCORE: what came out so far */
-    uint32_t *ids;
-    double *logprobs;
-    uint32_t n_ids, n_logprobs, n_cap;
-    bool eos;
-};
-
-struct esp_decode {
-    enum decode_mode mode;
-    uint32_t n_max;    /* sequences at most */
-    uint32_t n_prefix; /* rows that see each other */
-    uint32_t n_first;  /* rows of the first part */
-    int32_t *first;    /* i32[n_first]: their ids */
-    uint32_t n_suffix, n_images, max_tokens, vocab;
-    uint64_t *images;
-    uint32_t *ban;
-    struct esp_sample_params sampling;
-    bool full_first, has_eos;
-    uint32_t eos;
-    struct esp_beam *beam;
-    uint64_t *next_seq;
-
-    uint32_t len; /* tokens of every living sequence in the KV caches */
-    uint32_t n_steps;
-    bool done;
-    uint32_t n_live;
-    struct live *live, *spare_live; /* n_max each */
-    uint32_t n_free, n_forks;       /* of the next part */
-    uint64_t *free;                 /* n_max */
-    struct esp_fork *forks;         /* n_max */
-    uint32_t n_held;
-    uint64_t *held;                  /* 2 * n_max: the living, then those that the part on its way frees */
-    uint32_t *parent, *token;        /* n_max each: scratch */
-    struct esp_beam_next *beam_next; /* n_max */
-    struct esp_cand_row *cand;       /* n_max */
-
-    struct esp_part part;
-    struct esp_seq_rows *seqs; /* n_max */
-    int32_t *ids;              /* n_max: one row a sequence */
-    struct esp_want *wants;    /* as many as rows may be wanted */
-
-    uint32_t n_samples;
-    struct sample *sample;
-    uint32_t *order; /* n_samples: best first, once done */
-};
 
 static esp_status sampling_check(const struct esp_msg_sampling *s, bool score, uint32_t vocab,
                                  struct esp_err *err)
@@ -131,7 +74,7 @@ static esp_status first_ids(struct esp_decode *d, const struct esp_decode_params
 static esp_status arrays(struct esp_decode *d, struct esp_err *err)
 {
     const size_t n = d->n_max;
-    const size_t n_wants = d->full_first || d->mode == MODE_SCORE ? d->n_first : 1;
+    const size_t n_wants = d->full_first || d->mode == ESP_DECODE_SCORE ? d->n_first : 1;
 
     d->live = calloc(n, sizeof *d->live);
     d->spare_live = calloc(n, sizeof *d->spare_live);
@@ -171,9 +114,11 @@ esp_status esp_decode_create(struct esp_decode **out, const struct esp_decode_pa
         st = esp_fail(err, ESP_E_NOMEM, "a session");
         goto done;
     }
-    d->mode = params->score ? MODE_SCORE : s->beams > 1 ? MODE_BEAM : MODE_SAMPLE;
-    d->n_max = d->mode == MODE_BEAM ? s->beams : d->mode == MODE_SAMPLE && s->best_of > 1 ? s->best_of : 1;
-    d->n_samples = d->mode == MODE_BEAM ? 0 : d->n_max;
+    d->mode = params->score ? ESP_DECODE_SCORE : s->beams > 1 ? ESP_DECODE_BEAM : ESP_DECODE_SAMPLE;
+    d->n_max = d->mode == ESP_DECODE_BEAM                       ? s->beams
+               : d->mode == ESP_DECODE_SAMPLE && s->best_of > 1 ? s->best_of
+                                                                : 1;
+    d->n_samples = d->mode == ESP_DECODE_BEAM ? 0 : d->n_max;
     d->n_prefix = params->n_prefix;
     d->n_suffix = params->n_suffix;
     d->n_images = params->n_images;
@@ -201,7 +146,7 @@ esp_status esp_decode_create(struct esp_decode **out, const struct esp_decode_pa
     st = arrays(d, err);
     if (st)
         goto done;
-    if (d->mode == MODE_BEAM) {
+    if (d->mode == ESP_DECODE_BEAM) {
         const struct esp_beam_params bp = {.rule = s->has_length_penalty ? ESP_BEAM_HF : ESP_BEAM_BIG_VISION,
                                            .n_beam = s->beams,
                                            .length_penalty = s->length_penalty,
@@ -252,6 +197,7 @@ void esp_decode_destroy(struct esp_decode **d)
     free(p->wants);
     free(p->sample);
     free(p->order);
+    free(p->past);
     free(p);
     *d = NULL;
 }
@@ -270,7 +216,7 @@ uint32_t esp_decode_first_rows(const struct esp_decode *d)
 uint64_t esp_decode_max_len(const struct esp_decode *d)
 {
     /* The last token of all is chosen, but never fed. */
-    return d->mode == MODE_SCORE ? d->n_first : (uint64_t)d->n_first + d->max_tokens - 1;
+    return d->mode == ESP_DECODE_SCORE ? d->n_first : (uint64_t)d->n_first + d->max_tokens - 1;
 }
 
 uint32_t esp_decode_max_seqs(const struct esp_decode *d)
@@ -291,7 +237,7 @@ static struct esp_want choice_want(const struct esp_decode *d, uint32_t row)
 {
     struct esp_want w = {.row = row};
 
-    if (d->mode == MODE_BEAM)
+    if (d->mode == ESP_DECODE_BEAM)
         esp_beam_need(d->beam, &w.k, &w.full, &w.has_target, &w.target);
     else
         esp_sample_need(&d->sampling, &w.k, &w.full);
@@ -305,10 +251,10 @@ static uint32_t first_wants(struct esp_decode *d)
     for (uint32_t r = d->full_first ? 0 : d->n_prefix - 1; r < d->n_first; r++) {
         struct esp_want w = {.row = r};
 
-        if (d->mode == MODE_SCORE && r >= d->n_prefix - 1 && r + 1 < d->n_first) {
+        if (d->mode == ESP_DECODE_SCORE && r >= d->n_prefix - 1 && r + 1 < d->n_first) {
             w.has_target = true; /* row r predicts the token of row r + 1 */
             w.target = (uint32_t)d->first[r + 1];
-        } else if (d->mode != MODE_SCORE && r + 1 == d->n_first) {
+        } else if (d->mode != ESP_DECODE_SCORE && r + 1 == d->n_first) {
             w = choice_want(d, r);
         } else if (!d->full_first) {
             continue;
@@ -319,23 +265,32 @@ static uint32_t first_wants(struct esp_decode *d)
     return n;
 }
 
+void esp_decode_first_part(struct esp_decode *d)
+{
+    d->seqs[0] = (struct esp_seq_rows){.seq = d->live[0].seq,
+                                       .n_tok = d->n_first,
+                                       .n_prefix = d->n_prefix,
+                                       .n_images = d->n_images,
+                                       .images = d->images};
+    d->part.n_seqs = 1;
+    d->part.n_rows = d->n_first;
+    d->part.ids = d->first;
+}
+
 const struct esp_part *esp_decode_next(struct esp_decode *d)
 {
-    d->part = (struct esp_part){.n_free = d->n_free,
+    d->part = (struct esp_part){.vocab = d->vocab,
+                                .n_free = d->n_free,
                                 .n_forks = d->n_forks,
                                 .n_seqs = d->n_live,
                                 .free = d->free,
                                 .forks = d->forks,
                                 .seqs = d->seqs,
                                 .wants = d->wants};
-    if (d->n_steps == 0) {
-        d->seqs[0] = (struct esp_seq_rows){.seq = d->live[0].seq,
-                                           .n_tok = d->n_first,
-                                           .n_prefix = d->n_prefix,
-                                           .n_images = d->n_images,
-                                           .images = d->images};
-        d->part.n_rows = d->n_first;
-        d->part.ids = d->first;
+    if (d->rebuild) {
+        esp_decode_rebuild_part(d);
+    } else if (d->n_steps == 0) {
+        esp_decode_first_part(d);
         d->part.n_wants = first_wants(d);
     } else {
         for (uint32_t i = 0; i < d->n_live; i++) {
@@ -347,19 +302,35 @@ const struct esp_part *esp_decode_next(struct esp_decode *d)
         d->part.n_rows = d->part.n_wants = d->n_live;
         d->part.ids = d->ids;
     }
+    for (uint32_t i = 0; i < d->part.n_wants; i++)
+        d->part.n_full += d->wants[i].full;
     /* What the workers may know from here. The freed go in the same step, if it arrives. */
     d->n_held = 0;
-    for (uint32_t i = 0; i < d->n_live; i++)
+    for (uint32_t i = 0; i < d->part.n_seqs; i++)
         d->held[d->n_held++] = d->live[i].seq;
-    for (uint32_t i = 0; i < d->n_free; i++)
+    for (uint32_t i = 0; i < d->part.n_free; i++)
         d->held[d->n_held++] = d->free[i];
     return &d->part;
+}
+
+uint32_t esp_decode_next_rows(const struct esp_decode *d)
+{
+    if (esp_decode_at_start(d))
+        return d->n_first;
+    if (d->rebuild && d->len - d->built > 0)
+        return d->n_live * (d->len - d->built < d->chunk ? d->len - d->built : d->chunk);
+    return d->n_live;
+}
+
+bool esp_decode_at_start(const struct esp_decode *d)
+{
+    return d->rebuild ? d->built == 0 : d->n_steps == 0;
 }
 
 /* The living sequences become children: child i continues sequence parent[i] with token[i]. */
 static void go_on(struct esp_decode *d, uint32_t n, const uint32_t *sample)
 {
-    struct live *const old = d->live, *const new = d->spare_live;
+    struct esp_decode_live *const old = d->live, *const new = d->spare_live;
     const uint32_t n_old = d->n_live;
 
     d->n_free = d->n_forks = 0;
@@ -369,7 +340,8 @@ static void go_on(struct esp_decode *d, uint32_t n, const uint32_t *sample)
 
         for (uint32_t j = 0; j < i; j++)
             taken |= d->parent[j] == p;
-        new[i] = (struct live){.seq = old[p].seq, .token = d->token[i], .sample = sample ? sample[i] : 0};
+        new[i] = (struct esp_decode_live){
+            .seq = old[p].seq, .token = d->token[i], .sample = sample ? sample[i] : 0};
         if (taken) {
             new[i].seq = ++*d->next_seq;
             d->forks[d->n_forks++] = (struct esp_fork){.seq = new[i].seq, .from = old[p].seq};
@@ -388,7 +360,8 @@ static void go_on(struct esp_decode *d, uint32_t n, const uint32_t *sample)
     d->n_live = n;
 }
 
-static esp_status keep(struct sample *s, bool is_id, uint32_t id, double logprob, struct esp_err *err)
+static esp_status keep(struct esp_decode_sample *s, bool is_id, uint32_t id, double logprob,
+                       struct esp_err *err)
 {
     if (s->n_logprobs == s->n_cap) {
         const uint32_t n_cap = s->n_cap ? 2 * s->n_cap : 64;
@@ -419,6 +392,7 @@ static esp_status take_score(struct esp_decode *d, const struct esp_cand_row *ca
         st = keep(&d->sample[0], i < d->n_suffix, cand[i].target,
                   esp_cand_logprob(&cand[i], cand[i].target_logit), err);
     d->sample[0].eos = n > d->n_suffix;
+    d->n_chosen += n;
     d->done = true;
     return st;
 }
@@ -449,10 +423,11 @@ static esp_status take_samples(struct esp_decode *d, const struct esp_cand_row *
     uint32_t sample[ESP_DECODE_MAX_SEQS];
     uint32_t n = 0;
 
+    d->n_chosen += n_draw;
     for (uint32_t i = 0; i < n_draw; i++) {
         const uint32_t parent = first ? 0 : i;
         const uint32_t which = first ? i : d->live[i].sample;
-        struct sample *s = &d->sample[which];
+        struct esp_decode_sample *s = &d->sample[which];
         double logprob;
         uint32_t id;
         esp_status st = esp_sample(&id, &logprob, &cand[parent], &d->sampling, which, s->n_logprobs, err);
@@ -486,6 +461,7 @@ static esp_status take_beams(struct esp_decode *d, const struct esp_cand_row *ca
     if (st)
         return st;
     d->done = done || n_next == 0;
+    d->n_chosen += d->n_live;
     if (!d->done) {
         for (uint32_t i = 0; i < n_next; i++) {
             d->parent[i] = d->beam_next[i].parent;
@@ -503,7 +479,12 @@ esp_status esp_decode_take(struct esp_decode *d, const struct esp_row_result *ro
     uint32_t n_cand = 0, n_full = 0;
     esp_status st = ESP_OK;
 
-    d->n_held = d->part.n_seqs;       /* it has been everywhere, and what it freed is forgotten */
+    d->n_held = d->part.n_seqs; /* it has been everywhere, and what it freed is forgotten */
+    if (d->rebuild) {
+        esp_decode_rebuild_took(d);
+        *done = false;
+        return ESP_OK;
+    }
     if (d->part.n_wants > d->n_max) { /* the first part of a score */
         many = calloc(d->part.n_wants, sizeof *many);
         if (!many)
@@ -516,7 +497,7 @@ esp_status esp_decode_take(struct esp_decode *d, const struct esp_row_result *ro
 
         n_full += w->full;
         /* Rows that only the trace asked for take no part. */
-        if (d->n_steps == 0 && (d->mode == MODE_SCORE ? !w->has_target : w->row + 1 != d->n_first))
+        if (d->n_steps == 0 && (d->mode == ESP_DECODE_SCORE ? !w->has_target : w->row + 1 != d->n_first))
             continue;
         cand[n_cand++] = (struct esp_cand_row){.lse = rows[i].lse,
                                                .n = rows[i].n,
@@ -528,9 +509,9 @@ esp_status esp_decode_take(struct esp_decode *d, const struct esp_row_result *ro
                                                .target = w->target,
                                                .target_logit = rows[i].target_logit};
     }
-    if (d->mode == MODE_SCORE)
+    if (d->mode == ESP_DECODE_SCORE)
         st = take_score(d, cand, n_cand, err);
-    else if (d->mode == MODE_BEAM)
+    else if (d->mode == ESP_DECODE_BEAM)
         st = take_beams(d, cand, err);
     else
         st = take_samples(d, cand, err);
@@ -546,6 +527,11 @@ uint32_t esp_decode_n_steps(const struct esp_decode *d)
     return d->n_steps;
 }
 
+uint64_t esp_decode_n_chosen(const struct esp_decode *d)
+{
+    return d->n_chosen;
+}
+
 bool esp_decode_chooses(const struct esp_decode *d)
 {
     return d->n_max > 1;
@@ -553,14 +539,14 @@ bool esp_decode_chooses(const struct esp_decode *d)
 
 bool esp_decode_streams(const struct esp_decode *d)
 {
-    return d->mode == MODE_SAMPLE && d->n_max == 1;
+    return d->mode == ESP_DECODE_SAMPLE && d->n_max == 1;
 }
 
 bool esp_decode_hyp(const struct esp_decode *d, uint32_t i, struct esp_decode_hyp *out)
 {
-    const struct sample *s;
+    const struct esp_decode_sample *s;
 
-    if (d->mode == MODE_BEAM) {
+    if (d->mode == ESP_DECODE_BEAM) {
         struct esp_beam_hyp h;
 
         if (!esp_beam_result(d->beam, i, &h))

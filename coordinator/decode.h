@@ -10,6 +10,9 @@
  * the suffix, causally. Every later part is one row a living sequence. A sequence's first child takes over
  * its id and KV cache, further children are forks of it, and one without children is freed, all in the next
  * step. All living sequences are equally long.
+ *
+ * When the workers have lost its sequences, the decoder brings them back (decode_rebuild.c) and goes on with exactly
+ * the tokens that it would have chosen: all that the choice depends on is here.
  */
 #ifndef ESP_COORDINATOR_DECODE_H
 #define ESP_COORDINATOR_DECODE_H
@@ -39,6 +42,7 @@ struct esp_decode_params {
 /** A session's share of a step: arrays are the decoder's, good until it takes the rows. Rows count from 0. */
 struct esp_part {
     uint32_t n_free, n_forks, n_seqs, n_rows, n_wants;
+    uint32_t n_full, vocab; /* wants with full, and how long those rows are */
     const uint64_t *free;
     const struct esp_fork *forks;
     const struct esp_seq_rows *seqs;
@@ -81,13 +85,35 @@ uint32_t esp_decode_max_seqs(const struct esp_decode *d);
 /** KV blocks it may need at worst: full blocks of the first part once, the rest for each sequence. */
 uint64_t esp_decode_max_blocks(const struct esp_decode *d, uint32_t block_tokens);
 
-/** What the next step must hold for this session. Not once done, nor while a part is out. */
+/** What the next step must hold for this session; the same until that step is home. Not once done, nor while a part is
+ * out. */
 const struct esp_part *esp_decode_next(struct esp_decode *d);
+
+/** Rows of the next part; and whether it is a first part, which the workers compute with the kernels of prefill. */
+uint32_t esp_decode_next_rows(const struct esp_decode *d);
+bool esp_decode_at_start(const struct esp_decode *d);
+
+/**
+ * The workers hold nothing of it any more, or what they hold is in doubt: under new ids its sequences are brought back
+ * by the arithmetic that made them. That is the first part (prefill), then for every living sequence, forked from the
+ * first, the tokens fed to it so far, many to a part (the kernels of decoding); rows of these parts want nothing and
+ * choose nothing. Then the step that was next is next again. Without any result so far it begins anew.
+ *
+ * A part on its way is void. May be called again at any time, while rebuilding too. Never needs more blocks at once
+ * than esp_decode_max_blocks.
+ *
+ * @param max_rows  of a part that brings back; one row a sequence at least is in it all the same
+ * Errors: ESP_E_NOMEM, and nothing has changed.
+ */
+esp_status esp_decode_rebuild(struct esp_decode *d, uint32_t max_rows, struct esp_err *err);
+
+/** Whether the next part only brings back, and tokens of each sequence that are back, of how many. */
+bool esp_decode_rebuilding(const struct esp_decode *d, uint32_t *done, uint32_t *total);
 
 /**
  * The part's rows have come back.
  *
- * @param rows  one a want, in order, already checked against them (esp_result_check)
+ * @param rows  one a want, in order, already checked against them (esp_flight_check)
  * @param full  f32[wants with full, V], aligned; NULL if none
  * @param done  nothing further to compute
  * Errors: ESP_E_DEVICE, ESP_E_ARG (everything is forbidden), ESP_E_NOMEM: the session has failed.
@@ -95,8 +121,11 @@ const struct esp_part *esp_decode_next(struct esp_decode *d);
 esp_status esp_decode_take(struct esp_decode *d, const struct esp_row_result *rows, const float *full,
                            bool *done, struct esp_err *err);
 
-/** Steps whose rows have come back. */
+/** Steps whose rows have come back, without those that rebuild. */
 uint32_t esp_decode_n_steps(const struct esp_decode *d);
+
+/** Tokens chosen or scored so far, of all sequences. */
+uint64_t esp_decode_n_chosen(const struct esp_decode *d);
 
 /** Whether the answer is one of several: beams, or best of n. */
 bool esp_decode_chooses(const struct esp_decode *d);

@@ -4,27 +4,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct sums {
-    size_t rows, wants, seqs, forks, free, images;
-};
-
-static esp_status add_up(struct sums *s, const struct esp_flight_load *loads, uint32_t n, struct esp_err *err)
+void esp_flight_add(struct esp_flight_sum *sum, const struct esp_part *part)
 {
-    memset(s, 0, sizeof *s);
-    for (uint32_t i = 0; i < n; i++) {
-        const struct esp_part *p = loads[i].part;
+    sum->rows += part->n_rows;
+    sum->wants += part->n_wants;
+    sum->seqs += part->n_seqs;
+    sum->forks += part->n_forks;
+    sum->free += part->n_free;
+    for (uint32_t i = 0; i < part->n_seqs; i++)
+        sum->images += part->seqs[i].n_images;
+    sum->full_bytes += (size_t)part->n_full * part->vocab * sizeof(float);
+}
 
-        s->rows += p->n_rows;
-        s->wants += p->n_wants;
-        s->seqs += p->n_seqs;
-        s->forks += p->n_forks;
-        s->free += p->n_free;
-        for (uint32_t j = 0; j < p->n_seqs; j++)
-            s->images += p->seqs[j].n_images;
-    }
+esp_status esp_flight_limits(const struct esp_flight_sum *s, struct esp_err *err)
+{
     if (s->rows > ESP_MAX_ROWS || s->seqs > ESP_MAX_SEQS || s->forks > ESP_MAX_SEQS || s->free > ESP_MAX_SEQS)
         return esp_fail(err, ESP_E_LIMIT, "a step of %zu rows, %zu sequences, %zu forks and %zu frees",
                         s->rows, s->seqs, s->forks, s->free);
+    if (s->full_bytes > ESP_MAX_FRAME)
+        return esp_fail(err, ESP_E_LIMIT, "a step that asks for %zu MiB of logits, %u at most",
+                        s->full_bytes >> 20, ESP_MAX_FRAME >> 20);
     return ESP_OK;
 }
 
@@ -41,11 +40,14 @@ esp_status esp_flight_create(struct esp_flight **out, uint64_t epoch, uint64_t i
     struct esp_fork *forks;
     struct esp_want *wants;
     uint64_t *freed, *images;
-    struct sums s;
+    struct esp_flight_sum s = {0};
     struct esp_msg_step *step;
-    esp_status st = add_up(&s, loads, n, err);
+    esp_status st;
 
     *out = NULL;
+    for (uint32_t i = 0; i < n; i++)
+        esp_flight_add(&s, loads[i].part);
+    st = esp_flight_limits(&s, err);
     if (st)
         goto done;
     f = calloc(1, sizeof *f);

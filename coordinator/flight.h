@@ -32,6 +32,16 @@ struct esp_flight {
     int32_t *ids;             /* i32[step.rows]: the frame */
 };
 
+/** What a step holds of everything that is limited: zeros, then a part at a time. */
+struct esp_flight_sum {
+    size_t rows, wants, seqs, forks, free, images;
+    size_t full_bytes; /* of the logits that come back */
+};
+void esp_flight_add(struct esp_flight_sum *sum, const struct esp_part *part);
+
+/** Whether a step may hold it: ESP_E_LIMIT. */
+esp_status esp_flight_limits(const struct esp_flight_sum *sum, struct esp_err *err);
+
 /** What goes into a step: a session and its part. */
 struct esp_flight_load {
     struct esp_session *session;
@@ -40,7 +50,7 @@ struct esp_flight_load {
 
 /**
  * @param loads  n >= 1 of them; everything in them is copied
- * Errors: ESP_E_NOMEM, ESP_E_LIMIT (more rows or sequences than a step may hold).
+ * Errors: ESP_E_NOMEM, ESP_E_LIMIT as esp_flight_limits.
  */
 esp_status esp_flight_create(struct esp_flight **out, uint64_t epoch, uint64_t id,
                              const struct esp_flight_load *loads, uint32_t n, bool trace,

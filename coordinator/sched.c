@@ -1,27 +1,10 @@
 #include "coordinator/sched.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct ids { /* a growing list */
-    uint64_t *id;
-    uint32_t n, n_cap;
-};
-
-struct esp_sched {
-    bool open;
-    struct esp_sched_room room;
-    struct esp_session *first, **last;
-    struct esp_features *features;
-    struct esp_flight *flights;
-    uint32_t n_flights;
-    uint64_t blocks_used;
-    uint32_t seqs_used;
-    uint64_t last_step, last_seq, turn;
-    uint64_t home_step; /* the last step that came home */
-    double home_sent;   /* when the last picture to arrive was sent */
-    struct ids forget;  /* sequences to be released */
-};
+#include "coordinator/sched_state.h"
 
 esp_status esp_sched_create(struct esp_sched **out, struct esp_err *err)
 {
@@ -45,21 +28,13 @@ static void drop_features(struct esp_sched *sched, struct esp_session *s)
         esp_features_drop(sched->features, &s->features[i]);
 }
 
-static void land_all(struct esp_sched *sched)
-{
-    while (sched->flights) {
-        struct esp_flight *f = sched->flights;
-        esp_sched_land(sched, &f);
-    }
-}
-
 void esp_sched_destroy(struct esp_sched **sched)
 {
     struct esp_sched *s = *sched;
 
     if (!s)
         return;
-    land_all(s);
+    esp_sched_drop_flights(s);
     while (s->first) {
         struct esp_session *gone = s->first;
 
@@ -69,36 +44,86 @@ void esp_sched_destroy(struct esp_sched **sched)
         esp_session_destroy(&gone);
     }
     esp_features_destroy(&s->features);
+    esp_shares_finish(&s->shares);
     free(s->forget.id);
     free(s);
     *sched = NULL;
 }
 
-void esp_sched_open(struct esp_sched *sched, const struct esp_sched_room *room)
+/* ---- placements ---- */
+
+static void begin_epoch(struct esp_sched *sched, const struct esp_sched_room *room)
 {
     sched->open = true;
+    sched->paused = false;
     sched->room = *room;
+    if (sched->room.n_stages == 0)
+        sched->room.n_stages = 1;
     sched->last_step = sched->home_step = 0;
     sched->home_sent = 0;
     esp_features_open(sched->features, room->max_images);
 }
 
-void esp_sched_close(struct esp_sched *sched, const struct esp_err *why, double now)
+void esp_sched_open(struct esp_sched *sched, const struct esp_sched_room *room)
 {
-    land_all(sched);
+    begin_epoch(sched, room);
+}
+
+void esp_sched_suspend(struct esp_sched *sched, double now)
+{
+    esp_sched_drop_flights(sched);
     for (struct esp_session *s = sched->first; s; s = s->next) {
         if (!s->admitted)
             continue;
-        esp_sched_end(sched, s, why, now);
         drop_features(sched, s);
         s->admitted = false;
+        if (s->state == ESP_SESSION_ENDED)
+            continue;
+        if (s->state == ESP_SESSION_RUNNING)
+            esp_sched_turn_leave(sched, s);
+        s->state = ESP_SESSION_QUEUED;
+        s->rebuild = true;
+        s->n_rebuilds++;
+        sched->counts.n_rebuilds++;
+        if (s->lost_at == 0)
+            s->lost_at = now;
     }
     esp_features_clear(sched->features);
     sched->forget.n = 0;
     sched->blocks_used = 0;
     sched->seqs_used = 0;
-    sched->open = false;
+    sched->open = sched->paused = false;
 }
+
+void esp_sched_pause(struct esp_sched *sched, bool paused)
+{
+    sched->paused = paused;
+}
+
+uint32_t esp_sched_n_flights(const struct esp_sched *sched)
+{
+    return sched->n_flights;
+}
+
+uint32_t esp_sched_n_encoding(const struct esp_sched *sched)
+{
+    return esp_features_n_sent(sched->features);
+}
+
+void esp_sched_carry(struct esp_sched *sched, const struct esp_sched_room *room)
+{
+    assert(sched->n_flights == 0 && esp_features_n_sent(sched->features) == 0);
+    begin_epoch(sched, room);
+    sched->blocks_used = 0;
+    for (struct esp_session *s = sched->first; s; s = s->next) {
+        if (!s->admitted)
+            continue;
+        s->n_blocks = esp_decode_max_blocks(s->decode, room->block_tokens);
+        sched->blocks_used += s->n_blocks;
+    }
+}
+
+/* ---- the sessions ---- */
 
 bool esp_sched_is_open(const struct esp_sched *sched)
 {
@@ -162,223 +187,10 @@ uint32_t esp_sched_n_queued(const struct esp_sched *sched)
     return n;
 }
 
-uint32_t esp_sched_ahead(const struct esp_sched *sched, const struct esp_session *session)
+void esp_sched_counts(const struct esp_sched *sched, struct esp_sched_counts *out)
 {
-    uint32_t n = 0;
-
-    for (const struct esp_session *s = sched->first; s && s != session; s = s->next)
-        n += s->state == ESP_SESSION_QUEUED;
-    return n;
-}
-
-esp_status esp_sched_check(const struct esp_sched *sched, const struct esp_session *session,
-                           struct esp_err *err)
-{
-    const struct esp_sched_room *room = &sched->room;
-    const uint64_t n_tok = esp_decode_max_len(session->decode);
-    const uint64_t n_blocks = esp_decode_max_blocks(session->decode, room->block_tokens);
-
-    if (esp_decode_max_seqs(session->decode) > room->max_seqs)
-        return esp_fail(err, ESP_E_LIMIT, "%u sequences at once, the cluster holds %u",
-                        esp_decode_max_seqs(session->decode), room->max_seqs);
-    if (session->n_images > room->max_images)
-        return esp_fail(err, ESP_E_LIMIT, "%u pictures, the cluster holds %u at once: raise --max-images",
-                        session->n_images, room->max_images);
-    if (n_blocks > room->kv_blocks)
-        return esp_fail(
-            err, ESP_E_LIMIT,
-            "the request may need %llu tokens of KV cache (%u sequences of up to %llu tokens), the cluster "
-            "has %llu: raise --kv-tokens",
-            (unsigned long long)(n_blocks * room->block_tokens), esp_decode_max_seqs(session->decode),
-            (unsigned long long)n_tok, (unsigned long long)(room->kv_blocks * room->block_tokens));
-    return ESP_OK;
-}
-
-static esp_status acquire(struct esp_sched *sched, struct esp_session *s, struct esp_err *err)
-{
-    for (uint32_t i = 0; i < s->n_images; i++) {
-        esp_status st =
-            esp_features_acquire(&s->features[i], sched->features, s->job->hash[i], !s->trace, err);
-
-        if (st)
-            return st;
-        s->images[i] = s->features[i]->image;
-        esp_decode_set_image(s->decode, i, s->images[i]);
-    }
-    return ESP_OK;
-}
-
-/* ENCODING ends when every picture is there. */
-static void encoded(struct esp_session *s, double now)
-{
-    for (uint32_t i = 0; i < s->n_images; i++)
-        if (s->features[i]->state != ESP_FEATURE_STORED)
-            return;
-    s->state = ESP_SESSION_RUNNING;
-    s->encoded = now;
-    free(s->job->pixels); /* a rebuilt cluster would need them; until there is rebuilding, they only cost */
-    s->job->pixels = NULL;
-}
-
-struct esp_session *esp_sched_admit(struct esp_sched *sched, double now)
-{
-    for (struct esp_session *s = sched->first; sched->open && s; s = s->next) {
-        struct esp_err err = {0};
-        uint64_t n_blocks;
-
-        if (s->state != ESP_SESSION_QUEUED)
-            continue;
-        if (esp_sched_check(sched, s, &err)) {
-            esp_sched_end(sched, s, &err, now);
-            continue;
-        }
-        n_blocks = esp_decode_max_blocks(s->decode, sched->room.block_tokens);
-        if (n_blocks > sched->room.kv_blocks - sched->blocks_used ||
-            esp_decode_max_seqs(s->decode) > sched->room.max_seqs - sched->seqs_used ||
-            !esp_features_fits(sched->features, s->n_images))
-            return NULL; /* those behind it wait too: no request is overtaken for ever */
-        s->n_blocks = n_blocks;
-        s->n_seqs = esp_decode_max_seqs(s->decode);
-        s->admitted = true;
-        s->admitted_at = now;
-        sched->blocks_used += s->n_blocks;
-        sched->seqs_used += s->n_seqs;
-        s->turn = ++sched->turn;
-        s->state = ESP_SESSION_ENCODING;
-        if (acquire(sched, s, &err))
-            esp_sched_end(sched, s, &err, now);
-        else
-            encoded(s, now);
-        return s;
-    }
-    return NULL;
-}
-
-bool esp_sched_next_encode(struct esp_sched *sched, struct esp_session **session, uint32_t *index, double now)
-{
-    if (!sched->open || esp_features_n_sent(sched->features) >= sched->room.max_encodes)
-        return false;
-    for (struct esp_session *s = sched->first; s; s = s->next) {
-        if (s->state != ESP_SESSION_ENCODING)
-            continue;
-        for (uint32_t i = 0; i < s->n_images; i++) {
-            if (s->features[i]->state != ESP_FEATURE_NEW)
-                continue;
-            s->features[i]->state = ESP_FEATURE_SENT;
-            s->features[i]->sent = now;
-            *session = s;
-            *index = i;
-            return true;
-        }
-    }
-    return false;
-}
-
-void esp_sched_stored(struct esp_sched *sched, struct esp_feature *feature, const struct esp_err *failed,
-                      double now)
-{
-    feature->state = failed ? ESP_FEATURE_LOST : ESP_FEATURE_STORED;
-    if (feature->sent > sched->home_sent)
-        sched->home_sent = feature->sent;
-    for (struct esp_session *s = sched->first; s; s = s->next) {
-        bool mine = false;
-
-        for (uint32_t i = 0; s->state == ESP_SESSION_ENCODING && i < s->n_images; i++)
-            mine |= s->features[i] == feature;
-        if (mine && failed)
-            esp_sched_end(sched, s, failed, now);
-        else if (mine)
-            encoded(s, now);
-    }
-}
-
-struct esp_flight *esp_sched_next_step(struct esp_sched *sched, double now)
-{
-    while (sched->open && sched->n_flights < sched->room.max_steps) {
-        struct esp_session *next = NULL;
-        struct esp_flight_load load;
-        struct esp_flight *f;
-        struct esp_err err = {0};
-
-        for (struct esp_session *s = sched->first; s; s = s->next)
-            if (s->state == ESP_SESSION_RUNNING && !s->step_out && (!next || s->turn < next->turn))
-                next = s;
-        if (!next)
-            return NULL;
-        next->turn = ++sched->turn;
-        load = (struct esp_flight_load){.session = next, .part = esp_decode_next(next->decode)};
-        if (esp_flight_create(&f, sched->room.epoch, sched->last_step + 1, &load, 1,
-                              next->trace && esp_decode_n_steps(next->decode) == 0, &err)) {
-            esp_sched_end(sched, next, &err, now);
-            continue;
-        }
-        sched->last_step++;
-        f->sent = now;
-        f->next = sched->flights;
-        sched->flights = f;
-        sched->n_flights++;
-        next->step_out = true;
-        if (f->step.trace) {
-            next->trace_step = f->step.id;
-            next->trace_epoch = f->step.epoch;
-        }
-        return f;
-    }
-    return NULL;
-}
-
-uint64_t esp_sched_last_step(const struct esp_sched *sched)
-{
-    return sched->last_step;
-}
-
-struct esp_flight *esp_sched_flight(const struct esp_sched *sched, uint64_t step)
-{
-    for (struct esp_flight *f = sched->flights; f; f = f->next)
-        if (f->step.id == step)
-            return f;
-    return NULL;
-}
-
-void esp_sched_land(struct esp_sched *sched, struct esp_flight **flight)
-{
-    for (struct esp_flight **p = &sched->flights; *p; p = &(*p)->next) {
-        if (*p != *flight)
-            continue;
-        *p = (*flight)->next;
-        sched->n_flights--;
-        break;
-    }
-    if ((*flight)->step.id > sched->home_step)
-        sched->home_step = (*flight)->step.id;
-    for (uint32_t i = 0; i < (*flight)->n_parts; i++)
-        (*flight)->parts[i].session->step_out = false;
-    esp_flight_destroy(flight);
-}
-
-/* True once it has been in doubt for too long. */
-static bool doubt(double *since, bool doubtful, double now, double limit)
-{
-    if (!doubtful)
-        *since = 0;
-    else if (*since == 0)
-        *since = now;
-    return doubtful && now - *since > limit;
-}
-
-esp_status esp_sched_watch(struct esp_sched *sched, bool idle, double now,
-                           const struct esp_sched_patience *patience, struct esp_err *err)
-{
-    for (struct esp_flight *f = sched->flights; sched->open && f; f = f->next)
-        if (doubt(&f->doubted, idle || f->step.id < sched->home_step, now,
-                  patience->least + f->step.rows * patience->a_row))
-            return esp_fail(err, ESP_E_TIMEOUT, "step %llu was lost between the workers",
-                            (unsigned long long)f->step.id);
-    for (struct esp_feature *f = NULL; sched->open && (f = esp_features_next(sched->features, f));)
-        if (f->state == ESP_FEATURE_SENT && doubt(&f->doubted, idle || f->sent < sched->home_sent, now,
-                                                  patience->least + patience->a_picture))
-            return esp_fail(err, ESP_E_TIMEOUT, "a picture was lost between the workers");
-    return ESP_OK;
+    *out = sched->counts;
+    out->blocks_used = sched->blocks_used;
 }
 
 void esp_sched_end(struct esp_sched *sched, struct esp_session *session, const struct esp_err *how,
@@ -386,6 +198,18 @@ void esp_sched_end(struct esp_sched *sched, struct esp_session *session, const s
 {
     if (session->state == ESP_SESSION_ENDED)
         return;
+    if (session->state == ESP_SESSION_RUNNING)
+        esp_sched_turn_leave(sched, session);
+    if (session->share)
+        esp_shares_leave(&sched->shares, &session->share, 0, false);
+    if (sched->chosen == session)
+        sched->chosen = NULL;
+    if (session->job) { /* nobody will rebuild it */
+        free(session->job->pixels);
+        session->job->pixels = NULL;
+    }
+    sched->counts.n_ended++;
+    sched->counts.n_failed += how != NULL;
     session->state = ESP_SESSION_ENDED;
     session->ended = now;
     session->st = how ? how->code : ESP_OK;
@@ -393,11 +217,9 @@ void esp_sched_end(struct esp_sched *sched, struct esp_session *session, const s
         session->err = *how;
 }
 
-/* Its room is free, and its sequences are to be forgotten. False without memory: the next call tries again.
- */
-static bool give_back(struct esp_sched *sched, struct esp_session *s)
+bool esp_sched_forget(struct esp_sched *sched, const struct esp_session *s)
 {
-    struct ids *to = &sched->forget;
+    struct esp_sched_ids *to = &sched->forget;
     uint32_t n;
     const uint64_t *held = esp_decode_held(s->decode, &n);
 
@@ -413,11 +235,18 @@ static bool give_back(struct esp_sched *sched, struct esp_session *s)
     if (n)
         memcpy(to->id + to->n, held, n * sizeof *held);
     to->n += n;
+    return true;
+}
+
+/* Its room is free, and its sequences are to be forgotten. Without memory for that, the next call tries again. */
+static void give_back(struct esp_sched *sched, struct esp_session *s)
+{
+    if (!esp_sched_forget(sched, s))
+        return;
     sched->blocks_used -= s->n_blocks;
     sched->seqs_used -= s->n_seqs;
     drop_features(sched, s);
     s->admitted = false;
-    return true;
 }
 
 bool esp_sched_reap(struct esp_sched *sched, uint64_t *seqs, uint32_t *n_seqs, uint64_t *images,

@@ -1,12 +1,23 @@
 /**
  * The sessions and who goes next: admission, encoder work, steps.
  *
- * Admission is first come, first served: the head of the queue waits until its worst case fits into what is
- * left of the KV cache, the sequences and the picture places, so that nothing admitted can ever run out.
- * Several sessions live at once, each with at most one step out; their steps follow each other through the
- * stages. At most max_steps are out, one more than there are stages: enough to keep all busy, few enough that
- * no queue grows at a worker. Turns go to whoever has waited longest, so prefills do not starve decoding. A
- * step is built from a list of sessions; today the list has one.
+ * Admission: of the sessions that queue, the next one is the first of the client that was given least so far
+ * (shares.h). It waits until its worst case fits into what is left of the KV cache, the sequences and the picture
+ * places, so that nothing admitted can ever run out, and nobody overtakes it meanwhile but sessions that were in
+ * before and lost their workers.
+ *
+ * Steps: a session has at most one out. A step holds first parts (prefill) or later ones, never both: they are computed
+ * by different kernels, and only within a kind is a row's result the same to the bit whatever rows stand beside it. The
+ * sessions that decode are spread evenly over as many steps as there are decoder stages, so that each stage has one to
+ * work on; one more is out only if it is as full as the others, or a prefill. Those who have waited longest go
+ * together. A prefill goes once everyone who was ready to decode has had a turn since the last one, and not
+ * earlier: neither waits for ever for the other.
+ *
+ * Losses: with its workers everything that they held is gone, but nothing of a session is (decode.h). Sessions that
+ * were in go to the head of the queue, and come in again under the next placement, with exactly the tokens that they
+ * would have had.
+ *
+ * In files: sched.c the sessions and placements, sched_admit.c the queue and pictures, sched_steps.c the steps.
  *
  * Pure: the server sends what this decides and tells what came back. Owns the sessions.
  */
@@ -29,8 +40,24 @@ struct esp_sched_room {
     uint32_t max_rows;   /* of a step, and tokens of a sequence */
     uint32_t max_seqs;   /* alive at once */
     uint32_t max_images; /* held at once */
+    uint32_t n_stages;   /* of the decoder: into so many steps decoding is spread; at least 1 */
     uint32_t max_steps;  /* out at once */
     uint32_t max_encodes;
+};
+
+/** What has happened since the scheduler was made; all but the last grow only. */
+struct esp_sched_counts {
+    uint64_t n_admitted;        /* sessions, each once */
+    uint64_t n_ended, n_failed; /* sessions; those of them that ended with an error, cancelled ones too */
+    uint64_t n_rebuilds;        /* of sessions */
+    uint64_t n_prefills;        /* first parts sent, those of rebuilds too */
+    uint64_t n_rebuild_rows;    /* sent to bring back what was lost, prefills not counted */
+    uint64_t n_steps, n_rows;   /* sent */
+    uint64_t n_retries;         /* sessions sent alone because a step that they shared failed */
+    uint64_t n_tokens;          /* chosen or scored */
+    uint64_t n_encodes;         /* pictures sent to the encoder */
+    uint64_t n_cached;          /* pictures that were spared it */
+    uint64_t blocks_used;       /* now reserved */
 };
 
 /** Seconds that work may be on its way with nobody at it: slow networks take long for what is large. */
@@ -44,14 +71,30 @@ struct esp_sched;
 esp_status esp_sched_create(struct esp_sched **out, struct esp_err *err);
 void esp_sched_destroy(struct esp_sched **sched);
 
-/** A placement is ready: from here its steps are numbered from 1. */
+/** A placement is ready, and holds nothing yet: from here its steps are numbered from 1. */
 void esp_sched_open(struct esp_sched *sched, const struct esp_sched_room *room);
 
 /**
- * The placement is gone, and all that its workers held with it. Every session that was admitted ends with
- * *why; those that still queue stay.
+ * The placement is gone, and all that its workers held with it. Every session that was admitted goes back to the head
+ * of the queue, to be rebuilt once esp_sched_open is called again. Steps and pictures that were out are void: what may
+ * still come of them is of an old epoch. May be called at any time.
  */
-void esp_sched_close(struct esp_sched *sched, const struct esp_err *why, double now);
+void esp_sched_suspend(struct esp_sched *sched, double now);
+
+/**
+ * While paused, nothing is admitted, no step and no picture handed out; what is out comes home as always. When
+ * nothing is out any more the workers stand still, and what they hold may be moved.
+ */
+void esp_sched_pause(struct esp_sched *sched, bool paused);
+uint32_t esp_sched_n_flights(const struct esp_sched *sched);
+uint32_t esp_sched_n_encoding(const struct esp_sched *sched); /* pictures on their way */
+
+/**
+ * A new placement has taken over all that the old one held: sequences and pictures, under the same ids. Steps are
+ * numbered from 1 again, and the pause is over. Nothing may be out.
+ */
+void esp_sched_carry(struct esp_sched *sched, const struct esp_sched_room *room);
+
 bool esp_sched_is_open(const struct esp_sched *sched);
 
 /** Takes a session over; clears *session. Ids of sequences come from *esp_sched_seqs. */
@@ -67,15 +110,20 @@ struct esp_feature *esp_sched_feature(const struct esp_sched *sched, uint64_t im
 /** Live sessions (not ENDED), and how many of them are not admitted yet. */
 uint32_t esp_sched_n_live(const struct esp_sched *sched);
 uint32_t esp_sched_n_queued(const struct esp_sched *sched);
-/** How many QUEUED sessions stand before this one. */
+/** How many QUEUED sessions would come in before this one, as things stand. */
 uint32_t esp_sched_ahead(const struct esp_sched *sched, const struct esp_session *session);
 
-/** Whether a prepared session could ever be admitted. ESP_E_LIMIT names what is too small and the option that
+void esp_sched_counts(const struct esp_sched *sched, struct esp_sched_counts *out);
+
+/** Whether a prepared session could ever be admitted under this placement. ESP_E_LIMIT names what is too small and the option that
  * raises it. */
 esp_status esp_sched_check(const struct esp_sched *sched, const struct esp_session *session,
                            struct esp_err *err);
 
-/** The next session to come in, already ENCODING or RUNNING; NULL if none may. */
+/**
+ * The next session to come in, already ENCODING or RUNNING; NULL if none may. A session that could never come in ends,
+ * unless it once could have, under an earlier placement: then it waits for a better one.
+ */
 struct esp_session *esp_sched_admit(struct esp_sched *sched, double now);
 
 /** A picture to send, marked as sent; false if there is none. Its pixels are session->job's, number *index.
@@ -93,13 +141,23 @@ struct esp_flight *esp_sched_next_step(struct esp_sched *sched, double now);
 uint64_t esp_sched_last_step(const struct esp_sched *sched);
 struct esp_flight *esp_sched_flight(const struct esp_sched *sched, uint64_t step);
 
-/** A step is home, or lost: its sessions may have another, it is destroyed. Clears *flight. */
+/** A step is home, and its sessions have taken their rows: they may have another, it is destroyed. Clears *flight. */
 void esp_sched_land(struct esp_sched *sched, struct esp_flight **flight);
+
+/**
+ * A step has failed; it is destroyed, *flight cleared. A session that was alone in it ends with the cause. Of several,
+ * one may be at fault and the others not, and stages may or may not have done what the step asked of the sequences: so
+ * each is rebuilt under new ids and goes on in steps of its own until the rows that failed have come through, or
+ * have failed again. Call esp_sched_reap before the next esp_sched_next_step: the old ids make room first. Not for the
+ * loss of a device, which is the loss of a worker.
+ */
+void esp_sched_fail_step(struct esp_sched *sched, struct esp_flight **flight, const struct esp_err *cause,
+                         double now);
 
 /**
  * Finds work that was lost on its way, which nobody else can tell: a connection between two stages broke with
  * a step in it, and both are alive and well. A step or picture is in doubt while no stage has anything to do, and
- * once a later one has come home (stages keep the order).
+ * once the result of a later one has come home (stages keep the order; an error may overtake).
  *
  * @param idle      all stages have said that nothing waits or runs there
  * @param patience  how long unbroken doubt may last

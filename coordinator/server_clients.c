@@ -153,7 +153,7 @@ void esp_server_from_client(struct esp_server *sv, const struct esp_peer *from, 
 void esp_server_fail_queue(struct esp_server *sv, const struct esp_err *why)
 {
     for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
-        if (!s->admitted)
+        if (!s->admitted && !s->rebuild)
             esp_sched_end(sv->sched, s, why, esp_server_now());
 }
 
@@ -360,6 +360,8 @@ static void tell_done(struct esp_server *sv, struct esp_session *s, double now)
 static const char *phase(const struct esp_server *sv, const struct esp_session *s, uint64_t *done,
                          uint64_t *total)
 {
+    uint32_t n_back, n_all;
+
     *done = 0;
     *total = 0;
     switch (s->state) {
@@ -380,13 +382,18 @@ static const char *phase(const struct esp_server *sv, const struct esp_session *
         }
         *done = esp_sched_ahead(sv->sched, s);
         *total = esp_sched_n_queued(sv->sched);
-        return "queued";
+        return s->rebuild || esp_sched_check(sv->sched, s, NULL) ? "waiting for memory" : "queued";
     case ESP_SESSION_ENCODING:
         for (uint32_t i = 0; i < s->n_images; i++)
             *done += s->features[i]->state == ESP_FEATURE_STORED;
         *total = s->n_images;
         return "encoding";
     case ESP_SESSION_RUNNING:
+        if (esp_decode_rebuilding(s->decode, &n_back, &n_all)) {
+            *done = n_back;
+            *total = n_all;
+            return "rebuilding";
+        }
         *done = esp_decode_n_steps(s->decode);
         if (*done == 0) {
             *total = esp_decode_first_rows(s->decode);
@@ -404,17 +411,20 @@ static void tell_waiting(struct esp_server *sv, struct esp_session *s, double no
 {
     struct esp_msg msg = {.kind = ESP_MSG_WAITING};
     uint64_t done, total;
-    const char *what = phase(sv, s, &done, &total);
-    const bool new_what = what && strcmp(what, s->what) != 0;
-    bool due;
+    const char *what;
+    bool new_what, due;
 
+    if (now - s->told_at < TELL_EVERY_S)
+        return; /* before anything is counted for it: many sessions may wait */
+    what = phase(sv, s, &done, &total);
     if (!what)
         return;
+    new_what = strcmp(what, s->what) != 0;
     if (s->state == ESP_SESSION_RUNNING && done > 0 && esp_decode_streams(s->decode))
         due = false; /* its tokens are news enough */
     else
         due = new_what || done != s->what_done || total != s->what_total;
-    if (now - s->told_at < (due ? TELL_EVERY_S : TELL_AT_ALL_S))
+    if (!due && now - s->told_at < TELL_AT_ALL_S)
         return;
     msg.waiting = (struct esp_msg_waiting){.session = s->request, .what = what, .done = done, .total = total};
     if (tell(sv, s, &msg, now)) {

@@ -13,9 +13,10 @@
 #include "proto/link.h"
 #include "proto/log.h"
 
-#define ESP_SERVER_MAX_SESSIONS    256                 /* that have not got their last message */
-#define ESP_SERVER_MAX_BYTES       ((size_t)1 << 30)   /* of picture files waiting to be decoded */
-#define ESP_SERVER_MAX_PIXEL_BYTES (UINT64_C(2) << 30) /* of decoded pictures waiting for the encoder */
+#define ESP_SERVER_MAX_SESSIONS 2048              /* that have not got their last message */
+#define ESP_SERVER_MAX_BYTES    ((size_t)1 << 30) /* of picture files waiting to be decoded */
+#define ESP_SERVER_MAX_PIXEL_BYTES                                                                           \
+    (UINT64_C(2) << 30) /* of decoded pictures of sessions that have not ended */
 
 #define ESP_SERVER_MAX_PARKED 16
 
@@ -26,9 +27,9 @@ struct esp_parked_hello {
     struct esp_msg msg;
 };
 
-/** Since the start. */
+/** Since the start; what the scheduler does not count. */
 struct esp_server_counts {
-    uint64_t n_requests, n_tokens, n_steps, n_prefills, n_encodes;
+    uint64_t n_requests;
     uint64_t n_losses;       /* stages that were lost */
     uint64_t n_moves;        /* placements that carried on from the one before */
     uint64_t kv_moved_bytes; /* by them */
@@ -127,7 +128,7 @@ void esp_server_drop_client(struct esp_server *sv, const struct esp_peer *peer);
 /** Finished preparations. */
 void esp_server_prepared(struct esp_server *sv);
 
-/** Every session not admitted yet ends with this cause. */
+/** Every session that has never been admitted ends with this cause. */
 void esp_server_fail_queue(struct esp_server *sv, const struct esp_err *why);
 
 /** Sends sessions' clients what is new for them. */

@@ -66,16 +66,15 @@ void esp_server_count_result(struct esp_server *sv, const struct esp_msg_step *s
     for (uint32_t i = 0; i < step->n_seqs; i++)
         n_prefills += step->seqs[i].pos == 0;
     for (uint32_t i = 0; i < step->n_wants; i++)
-        n_tokens += step->wants[i].k > 0;
+        n_tokens += step->wants[i].k > 0 || (step->wants[i].full && !step->trace);
     esp_meter_add(&sv->token_meter, now, now, n_tokens);
-    sv->counts.n_tokens += n_tokens;
     for (uint32_t i = 0; i < sv->cluster.n_stages; i++) {
         struct esp_worker *w = sv->cluster.stage[i];
         const double seconds = add_busy(w, result->n_times, result->times, now);
 
         if (!(seconds > 0) || w->place.dec_lo == w->place.dec_hi)
             continue;
-        if (n_prefills == 0) /* one token for each of its sequences */
+        if (n_prefills == 0 && step->rows == step->n_seqs) /* one token for each of its sequences */
             mean(&measured(w)->decode, seconds);
         else if (n_prefills == step->n_seqs)
             mean(&measured(w)->prefill, seconds / n_prefills);
@@ -129,7 +128,7 @@ static void fill_worker(struct esp_worker_status *out, const struct esp_server *
     }
 }
 
-/* Blocks of the KV cache that sessions may take, and those that are reserved for them. */
+/* Blocks of the KV cache that sessions may take. */
 static void fill_kv(struct esp_msg_status *status, const struct esp_server *sv)
 {
     uint32_t block_tokens;
@@ -137,9 +136,6 @@ static void fill_kv(struct esp_msg_status *status, const struct esp_server *sv)
     if (!sv->cluster.ready)
         return;
     esp_cluster_kv(&sv->cluster, &status->kv_blocks, &block_tokens);
-    for (const struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
-        if (s->admitted)
-            status->kv_used_blocks += s->n_blocks;
 }
 
 void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, uint64_t id)
@@ -148,7 +144,9 @@ void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, ui
     const double now = esp_server_now();
     struct esp_worker_status *workers = calloc(n ? n : 1, sizeof *workers);
     struct esp_msg msg = {.kind = ESP_MSG_STATUS};
+    struct esp_sched_counts counts;
 
+    esp_sched_counts(sv->sched, &counts);
     if (!workers) {
         esp_server_tell_error(sv, to, id, ESP_E_NOMEM, "the list of workers");
         return;
@@ -165,15 +163,21 @@ void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, ui
                                          .why = sv->cluster.ready ? "" : sv->why.text,
                                          .tokens_per_second = esp_meter_rate(&sv->token_meter, now),
                                          .uptime = now - sv->started_at,
-                                         .n_tokens = sv->counts.n_tokens,
-                                         .n_steps = sv->counts.n_steps,
-                                         .n_prefills = sv->counts.n_prefills,
-                                         .n_encodes = sv->counts.n_encodes,
+                                         .n_tokens = counts.n_tokens,
+                                         .n_steps = counts.n_steps,
+                                         .n_prefills = counts.n_prefills,
+                                         .n_rebuilds = counts.n_rebuilds,
+                                         .n_encodes = counts.n_encodes,
+                                         .n_cached = counts.n_cached,
+                                         .kv_used_blocks = counts.blocks_used,
                                          .n_losses = sv->counts.n_losses,
                                          .n_moves = sv->counts.n_moves,
                                          .kv_moved_bytes = sv->counts.kv_moved_bytes,
                                          .n_requests = sv->counts.n_requests,
                                          .doing = sv->doing};
+    for (const struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
+        msg.status.n_waiting += s->state == ESP_SESSION_QUEUED && s->rebuild;
+    msg.status.n_queued -= msg.status.n_waiting; /* told apart */
     fill_kv(&msg.status, sv);
     if (sv->cluster.placed) {
         msg.status.latency = sv->cluster.latency;

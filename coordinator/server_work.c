@@ -59,6 +59,11 @@ static void take_rows(struct esp_server *sv, const struct esp_worker *w, const s
             relay_logits(sv, s, f, full);
         if (s->first_result == 0)
             s->first_result = now;
+        if (s->lost_at > 0 && p->n_wants > 0) {
+            esp_log(sv->log, ESP_LOG_INFO, "session=%" PRIu64 " recovered epoch=%" PRIu64 " seconds=%.3f",
+                    s->id, f->step.epoch, now - s->lost_at);
+            s->lost_at = 0;
+        }
         if (esp_decode_take(s->decode, result->rows + p->want,
                             full ? full + (size_t)p->full * sv->config->text.vocab : NULL, &done, &err)) {
             esp_err_prefix(&err, "worker %s: ", w->name);
@@ -87,9 +92,7 @@ static void on_result(struct esp_server *sv, struct esp_worker *w, struct esp_ms
             copy = malloc(msg->blob[0].n_bytes);
             if (!copy) {
                 esp_fail(&err, ESP_E_NOMEM, "%zu bytes of logits", msg->blob[0].n_bytes);
-                for (uint32_t i = 0; i < f->n_parts; i++)
-                    esp_sched_end(sv->sched, f->parts[i].session, &err, esp_server_now());
-                esp_sched_land(sv->sched, &f);
+                esp_sched_fail_step(sv->sched, &f, &err, esp_server_now());
                 return;
             }
             memcpy(copy, full, msg->blob[0].n_bytes);
@@ -120,11 +123,10 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, const struct e
                 esp_server_drop_worker(sv, w, ESP_E_PROTO, "an error of a step that has not been", true);
             return;
         }
-        esp_log(sv->log, ESP_LOG_ERROR, "worker=%s epoch=%" PRIu64 " step=%" PRIu64 " failed why=\"%s\"",
-                w->name, e->epoch, e->step, e->text);
-        for (uint32_t i = 0; i < f->n_parts; i++)
-            esp_sched_end(sv->sched, f->parts[i].session, &err, esp_server_now());
-        esp_sched_land(sv->sched, &f);
+        esp_log(sv->log, ESP_LOG_ERROR,
+                "worker=%s epoch=%" PRIu64 " step=%" PRIu64 " failed sessions=%u why=\"%s\"", w->name,
+                e->epoch, e->step, f->n_parts, e->text);
+        esp_sched_fail_step(sv->sched, &f, &err, esp_server_now());
     } else {
         struct esp_feature *f = esp_sched_feature(sv->sched, e->image);
 
@@ -190,9 +192,8 @@ static void send_picture(struct esp_server *sv, struct esp_session *s, uint32_t 
                                          .payload = ESP_PAYLOAD_PIXELS,
                                          .rows = 3 * side,
                                          .width = side,
-                                         .trace = s->trace};
+                                         .trace = s->trace && esp_decode_n_steps(s->decode) == 0};
     msg.blob[0] = (struct esp_blob){.data = s->job->pixels + i * n, .n_bytes = n * sizeof(float)};
-    sv->counts.n_encodes++;
     esp_server_tell_worker(sv, sv->cluster.enc[0], &msg);
 }
 
@@ -215,10 +216,13 @@ void esp_server_dispatch(struct esp_server *sv)
         esp_server_tell_worker(sv, sv->cluster.dec[0], &msg);
     }
     while ((s = esp_sched_admit(sv->sched, now))) {
-        s->queued_from = s->prepared > sv->ready_at ? s->prepared : sv->ready_at;
-        s->load = s->arrived < sv->ready_at ? sv->ready_at - sv->waiting_since : 0;
-        esp_log(sv->log, ESP_LOG_DEBUG, "session=%" PRIu64 " admitted rows=%u seqs=%u blocks=%" PRIu64, s->id,
-                esp_decode_first_rows(s->decode), s->n_seqs, s->n_blocks);
+        if (s->queued_from == 0) {
+            s->queued_from = s->prepared > sv->ready_at ? s->prepared : sv->ready_at;
+            s->load = s->arrived < sv->ready_at ? sv->ready_at - sv->waiting_since : 0;
+        }
+        esp_log(sv->log, ESP_LOG_DEBUG,
+                "session=%" PRIu64 " admitted rows=%u seqs=%u blocks=%" PRIu64 " cached=%u rebuilds=%u",
+                s->id, esp_decode_first_rows(s->decode), s->n_seqs, s->n_blocks, s->n_cached, s->n_rebuilds);
     }
     while (esp_sched_next_encode(sv->sched, &s, &index, now))
         send_picture(sv, s, index);
@@ -226,11 +230,8 @@ void esp_server_dispatch(struct esp_server *sv)
         struct esp_msg msg = {.kind = ESP_MSG_STEP, .n_blobs = 1};
         msg.step = f->step;
         msg.blob[0] = (struct esp_blob){.data = f->ids, .n_bytes = f->step.rows * sizeof *f->ids};
-        esp_log(sv->log, ESP_LOG_TRACE, "step=%" PRIu64 " rows=%u seqs=%u", f->step.id, f->step.rows,
-                f->step.n_seqs);
-        sv->counts.n_steps++;
-        for (uint32_t i = 0; i < f->step.n_seqs; i++)
-            sv->counts.n_prefills += f->step.seqs[i].pos == 0;
+        esp_log(sv->log, ESP_LOG_TRACE, "step=%" PRIu64 " sessions=%u rows=%u seqs=%u", f->step.id,
+                f->n_parts, f->step.rows, f->step.n_seqs);
         esp_server_tell_worker(sv, sv->cluster.dec[0], &msg);
     }
 }

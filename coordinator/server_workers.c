@@ -20,12 +20,12 @@ static void not_ready(struct esp_server *sv, esp_status code, const char *text)
     sv->ready_at = 0;
 }
 
-/* The placement is void: everything on it ends with the cause, which is in sv->why. */
+/* The placement is void, the cause is in sv->why. What was on it waits for the next one. */
 static void lose_cluster(struct esp_server *sv, esp_status code, const char *text)
 {
     not_ready(sv, code, text);
     esp_cluster_drop(&sv->cluster);
-    esp_sched_close(sv->sched, &sv->why, esp_server_now());
+    esp_sched_suspend(sv->sched, esp_server_now());
 }
 
 static void log_stages(const struct esp_server *sv)
@@ -227,6 +227,7 @@ static void on_ready(struct esp_server *sv, struct esp_worker *w, const struct e
     room.max_rows = sv->cluster_opt.sizing.context;
     room.max_seqs = ESP_CLUSTER_MAX_SEQS;
     room.max_images = sv->cluster_opt.sizing.max_images;
+    room.n_stages = sv->cluster.n_dec;
     room.max_steps = sv->cluster.n_dec + 1;
     room.max_encodes = ESP_CLUSTER_ENCODES;
     esp_sched_open(sv->sched, &room);
@@ -246,7 +247,7 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, struct esp_msg
 {
     const struct esp_msg_error *e = &msg->error;
 
-    if (e->step == 0 && e->image == 0) {
+    if ((e->step == 0 && e->image == 0) || e->code == ESP_E_DEVICE) { /* a lost device is a lost worker */
         if (e->epoch != 0 && e->epoch < w->epoch)
             return; /* of a placement that is no more */
         fail_worker(sv, w, e->code, e->text);

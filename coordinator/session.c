@@ -48,10 +48,14 @@ void esp_session_destroy(struct esp_session **session)
 
 void esp_session_add_times(struct esp_session *session, uint32_t n, const struct esp_stage_time *times)
 {
+    uint32_t next = 0; /* stages come in the same order every time: mostly it is the one behind the last */
+
     for (uint32_t i = 0; i < n; i++) {
         const char *name = times[i].worker ? times[i].worker : "";
         uint32_t at = 0;
 
+        if (next < session->n_times && strcmp(session->times[next].worker, name) == 0)
+            at = next;
         while (at < session->n_times && strcmp(session->times[at].worker, name) != 0)
             at++;
         if (at == session->n_times) {
@@ -67,6 +71,7 @@ void esp_session_add_times(struct esp_session *session, uint32_t n, const struct
             snprintf(more[at].worker, sizeof more[at].worker, "%s", name);
             session->n_times++;
         }
+        next = at + 1;
         session->times[at].queue_seconds += times[i].queue_seconds;
         session->times[at].compute_seconds += times[i].compute_seconds;
     }
@@ -162,6 +167,8 @@ esp_status esp_session_done(struct esp_msg *msg, struct esp_done_store *store,
                                       .prefill = span(encoded, session->first_result),
                                       .decode = span(session->first_result, session->ended),
                                       .queue = span(session->queued_from, session->admitted_at),
+                                      .images_cached = session->n_cached,
+                                      .rebuilds = session->n_rebuilds,
                                       .n_times = session->n_times,
                                       .times = store->times};
     if (esp_decode_chooses(session->decode)) {

@@ -4,6 +4,9 @@
  *   PREPARING --pictures decoded, text tokenised--> QUEUED --admitted: the KV cache has room--> ENCODING
  *   --its pictures' features are stored--> RUNNING: prefill, then decode, one step out at a time --> ENDED
  *
+ * When the workers lose what they held, an admitted session goes back to QUEUED, marked `rebuild`: it comes in again
+ * before all others, its pictures are encoded again, its sequences are brought back (decode.h), and it goes on.
+ *
  * Any state goes to ENDED on a failure or a Cancel. An ENDED session stays until the client has taken its
  * last message, the preparation thread has given its job back, and a step that is still out has come home:
  * only then may its sequences be released. Data only; sched.c moves it on and server.c talks.
@@ -17,6 +20,7 @@
 #include "coordinator/decode.h"
 #include "coordinator/features.h"
 #include "coordinator/prepare.h"
+#include "coordinator/shares.h"
 #include "coordinator/token.h"
 #include "proto/link.h"
 #include "proto/wire.h"
@@ -43,6 +47,10 @@ struct esp_session {
     enum esp_session_state state;
     bool with_thread; /* its job is with the preparation thread */
     bool step_out;    /* a step of it is on its way; no other may be sent */
+    bool
+        alone; /* no other session in its steps: one that it shared has failed, and whose fault that was is open */
+    bool rebuild; /* QUEUED again: the workers have lost what they held of it */
+    bool fitted;  /* there was room enough in the cluster for it once: it waits for that, and does not fail */
     uint32_t max_tokens;
     bool trace;
     uint32_t n_traces, n_traces_due; /* relayed; until they are all there, the last message waits a little */
@@ -60,7 +68,17 @@ struct esp_session {
     bool admitted;
     uint64_t n_blocks;
     uint32_t n_seqs;
-    uint64_t turn; /* when it last had one */
+    struct esp_share *share;                   /* while it waits for that */
+    uint64_t admission;                        /* the how manieth it was, at first; 0: never yet */
+    uint64_t turn;                             /* when it last had one */
+    struct esp_session *turn_prev, *turn_next; /* RUNNING: by turn, who has waited longest first */
+
+    /* What is told of it. */
+    uint32_t
+        n_cached; /* pictures whose features were there, or on their way for another, when it was admitted */
+    uint32_t n_rebuilds; /* how often its sequences had to be brought back */
+    uint64_t n_counted;  /* of its tokens, in the scheduler's counts */
+    double lost_at;      /* since when it has been kept from going on, seconds; 0: it is going on */
 
     /* Towards the client. */
     uint8_t ticket[ESP_TICKET_BYTES]; /* who knows it may resume; zeros: nobody */

@@ -220,6 +220,7 @@ static void apply(struct rig *rig, const struct esp_msg *msg, struct rig_seq **r
     assert_int_equal(m->id, rig->last_step + 1); /* grows by one */
     rig->last_step = m->id;
     rig->max_rows = m->rows > rig->max_rows ? m->rows : rig->max_rows;
+    rig->max_seqs = m->n_seqs > rig->max_seqs ? m->n_seqs : rig->max_seqs;
     for (uint32_t i = 0; i < m->n_free; i++) {
         assert_non_null(find_seq(rig, m->free[i]));
         free_seq(rig, m->free[i]);
@@ -374,6 +375,16 @@ void rig_hello_again(struct rig *rig, int i)
     rig_send(rig, i, &msg);
 }
 
+void rig_drop_held(struct rig *rig, int i)
+{
+    struct rig_worker *w = &rig->w[i];
+
+    for (uint32_t k = 0; k < w->n_held; k++)
+        esp_msg_finish(&w->held[k]);
+    w->n_held = 0;
+    w->hold_work = false;
+}
+
 void rig_vanish(struct rig *rig, int i)
 {
     struct rig_worker *w = &rig->w[i];
@@ -496,6 +507,8 @@ static void on_worker(struct rig *rig, int i, struct esp_msg *msg)
     case ESP_MSG_ENCODE:
     case ESP_MSG_STEP:
         assert_true(msg->kind == ESP_MSG_ENCODE ? w->place.patch : w->place.embed);
+        if (w->n_does > 0 && --w->n_does == 0)
+            w->hold_work = true;
         if (w->hold_work) {
             assert_true(w->n_held < RIG_HELD);
             w->held[w->n_held++] = *msg;
@@ -719,6 +732,40 @@ const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind)
             fail_msg("client %d waits in vain for a %s", i, esp_msg_name(kind));
         rig_pump(rig, 20);
     }
+}
+
+const struct esp_msg *rig_take_greedy(struct rig *rig, int i, uint32_t max_tokens)
+{
+    const struct esp_msg *done = rig_take(rig, i, ESP_MSG_DONE), *accepted = NULL;
+    const struct esp_hypothesis *h = &done->done.best;
+    uint32_t tok[RIG_SEQ_TOKENS], n_tok = 0, n = 0;
+    bool eos = false;
+
+    for (uint32_t k = 0; k < rig->c[i].n_inbox; k++)
+        if (rig->c[i].inbox[k]->kind == ESP_MSG_ACCEPTED &&
+            rig->c[i].inbox[k]->accepted.session == done->done.session)
+            accepted = rig->c[i].inbox[k];
+    assert_non_null(accepted);
+    while (n_tok < accepted->accepted.image_tokens)
+        tok[n_tok++] = 5534; /* the image token */
+    for (uint32_t k = 0; k < accepted->accepted.n_prompt_ids; k++)
+        tok[n_tok++] = accepted->accepted.prompt_ids[k];
+    for (; n < max_tokens && !eos; n++) {
+        float logits[RIG_VOCAB];
+        uint32_t best = 0;
+
+        rig_logits(logits, tok, n_tok);
+        for (uint32_t v = 1; v < RIG_VOCAB; v++)
+            best = logits[v] > logits[best] ? v : best;
+        eos = best == RIG_EOS;
+        if (!eos) {
+            assert_true(n < h->n_ids);
+            assert_int_equal(h->ids[n], best);
+            tok[n_tok++] = best;
+        }
+    }
+    assert_int_equal(h->n_ids, n - eos);
+    return done;
 }
 
 void rig_take_error(struct rig *rig, int i, uint64_t session, esp_status code, const char *fragment)

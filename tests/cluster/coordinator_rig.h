@@ -41,6 +41,7 @@ struct rig_worker {
     bool mute;       /* sends no heartbeat */
     bool hold_ready; /* leaves a Place unanswered */
     bool hold_work;  /* keeps Encode and Step in `held` */
+    uint32_t n_does; /* the how manieth piece of work from now it begins that with; 0: none */
     uint32_t kv_blocks;
     struct esp_msg held[RIG_HELD];
     uint32_t n_held;
@@ -71,7 +72,7 @@ struct rig {
     uint64_t image[256];
     uint32_t n_images, n_encodes;
     uint64_t last_step;
-    uint32_t max_rows; /* of any step */
+    uint32_t max_rows, max_seqs; /* of any step */
     long beat_at;
 };
 
@@ -94,6 +95,9 @@ void rig_join(struct rig *rig, int n);
 /** Leaves without a word. */
 void rig_vanish(struct rig *rig, int i);
 
+/** Forgets the work that worker i has held; hold_work is off from here. */
+void rig_drop_held(struct rig *rig, int i);
+
 /** Serves every socket once, waiting at most ms. */
 void rig_pump(struct rig *rig, int ms);
 
@@ -108,6 +112,10 @@ void rig_resume(struct rig *rig, int i);
 
 /** What the model says after these tokens: f32[RIG_VOCAB]. */
 void rig_logits(float *out, const uint32_t *tok, uint32_t n_tok);
+
+/** Takes the Done of a request that was greedy and without a start, and checks it against the model, text and number of
+ * tokens. Its Accepted is in the client's inbox. */
+const struct esp_msg *rig_take_greedy(struct rig *rig, int i, uint32_t max_tokens);
 
 /** The Result for a step, as the model has it; allocated, free with rig_result_finish. */
 void rig_result(struct rig *rig, struct esp_msg *out, const struct esp_msg *step);

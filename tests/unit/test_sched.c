@@ -1,477 +1,406 @@
-/* Parts, steps, admission and pictures, without a socket. */
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
+/* Who goes next: admission, steps of several sessions, and steps that fail or get lost. No socket, no clock. */
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
+#include "tests/unit/sched_rig.h"
 
-#include "coordinator/decode.h"
-#include "coordinator/features.h"
-#include "coordinator/flight.h"
-#include "coordinator/sched.h"
+static const struct esp_sched_room small = {.kv_blocks = 10,
+                                            .epoch = 4,
+                                            .block_tokens = 8,
+                                            .max_rows = 200,
+                                            .max_seqs = 8,
+                                            .max_images = 4,
+                                            .n_stages = 1,
+                                            .max_steps = 2,
+                                            .max_encodes = 2};
 
-#define VOCAB 50
-#define EOS   1
-
-static const uint32_t prefix[] = {2, 10, 11, 12, 13, 14, 15, 16, 17, 18};
-
-static struct esp_decode *decoder(struct esp_decode_params p, uint64_t *next_seq)
+static struct esp_session *ask(struct sched_rig *rig, uint8_t client, uint32_t max_tokens)
 {
-    struct esp_decode *d;
-    struct esp_err err;
-
-    p.prefix = prefix;
-    p.n_prefix = sizeof prefix / sizeof prefix[0];
-    p.eos = EOS;
-    p.vocab = VOCAB;
-    if (esp_decode_create(&d, &p, next_seq, &err))
-        fail_msg("%s", err.text);
-    return d;
+    return sched_rig_ask(
+        rig,
+        &(struct sched_ask){.client = client, .max_tokens = max_tokens, .sampling = {.ignore_eos = true}});
 }
 
-/* A row whose best candidates are these, by falling logit. */
-static struct esp_row_result row(uint32_t at, const uint32_t *ids, uint32_t n)
+static struct esp_sched_counts counts_of(const struct sched_rig *rig)
 {
-    static float logits[64];
-    struct esp_row_result r = {
-        .row = at, .lse = 10.5f, .n = n, .ids = ids, .logits = logits, .target_logit = -30};
+    struct esp_sched_counts c;
 
-    for (uint32_t i = 0; i < 64; i++)
-        logits[i] = 10.0f - (float)i;
-    return r;
+    esp_sched_counts(rig->sched, &c);
+    return c;
 }
 
-/* ---- decode ---- */
+/* ---- admission ---- */
 
-static void test_first_part(void **state)
-{
-    uint64_t next_seq = 40;
-    const uint32_t suffix[] = {30, 31};
-    struct esp_decode *d =
-        decoder((struct esp_decode_params){.suffix = suffix, .n_suffix = 2, .n_images = 2, .max_tokens = 5},
-                &next_seq);
-    const struct esp_part *p;
-
-    esp_decode_set_image(d, 0, 7);
-    esp_decode_set_image(d, 1, 9);
-    p = esp_decode_next(d);
-    assert_int_equal(p->n_rows, 12);
-    assert_int_equal(p->n_seqs, 1);
-    assert_int_equal(p->seqs[0].seq, 41);
-    assert_int_equal(p->seqs[0].n_prefix, 10); /* the start of the suffix is causal */
-    assert_int_equal(p->seqs[0].n_tok, 12);
-    assert_int_equal(p->seqs[0].images[1], 9);
-    assert_int_equal(p->ids[11], 31);
-    assert_int_equal(p->n_wants, 1);
-    assert_int_equal(p->wants[0].row, 11);
-    assert_true(p->wants[0].k >= 1 && !p->wants[0].full);
-    assert_int_equal(esp_decode_max_len(d), 12 + 4); /* the last token is never fed */
-    esp_decode_destroy(&d);
-}
-
-static void test_score_part(void **state)
-{
-    uint64_t next_seq = 0;
-    const uint32_t suffix[] = {30, 31};
-    struct esp_decode *d =
-        decoder((struct esp_decode_params){.suffix = suffix, .n_suffix = 2, .score = true}, &next_seq);
-    const struct esp_part *p = esp_decode_next(d);
-    const uint32_t targets[] = {30, 31, EOS};
-
-    assert_int_equal(p->n_rows, 13);
-    assert_int_equal(p->n_wants, 3);
-    for (uint32_t i = 0; i < 3; i++) {
-        assert_int_equal(p->wants[i].row, 9 + i); /* each row tells of the next token */
-        assert_true(p->wants[i].has_target);
-        assert_int_equal(p->wants[i].target, targets[i]);
-    }
-    esp_decode_destroy(&d);
-}
-
-/* Best of 3: one row, three draws, two forks; who has ended is freed in the next step. */
-static void test_samples_fork(void **state)
-{
-    uint64_t next_seq = 0;
-    struct esp_decode *d = decoder(
-        (struct esp_decode_params){.max_tokens = 3, .sampling = {.best_of = 3, .temperature = 1, .top_k = 1}},
-        &next_seq);
-    const uint32_t go[] = {20, 21}, end[] = {EOS, 21};
-    struct esp_row_result rows[3];
-    const struct esp_part *p = esp_decode_next(d);
-    const uint64_t *held;
-    uint32_t n_held;
-    bool done;
-
-    assert_int_equal(p->n_wants, 1);
-    rows[0] = row(9, go, p->wants[0].k);
-    assert_int_equal(esp_decode_take(d, rows, NULL, &done, NULL), ESP_OK);
-    assert_false(done);
-    p = esp_decode_next(d);
-    assert_int_equal(p->n_seqs, 3);
-    assert_int_equal(p->n_forks, 2);
-    assert_int_equal(p->n_free, 0);
-    assert_int_equal(p->seqs[0].seq, 1); /* the first child has its parent's */
-    for (uint32_t i = 0; i < 2; i++) {
-        assert_int_equal(p->forks[i].from, 1);
-        assert_int_equal(p->forks[i].seq, p->seqs[i + 1].seq);
-    }
-    assert_int_equal(p->seqs[2].pos, 10);
-    assert_int_equal(p->seqs[2].n_prefix, 10);
-    rows[0] = row(0, go, 1);
-    rows[1] = row(1, end, 1);
-    rows[2] = row(2, go, 1);
-    assert_int_equal(esp_decode_take(d, rows, NULL, &done, NULL), ESP_OK);
-    p = esp_decode_next(d);
-    assert_int_equal(p->n_seqs, 2);
-    assert_int_equal(p->n_free, 1);
-    assert_int_equal(p->free[0], 2);
-    assert_int_equal(p->n_forks, 0);
-    held = esp_decode_held(d, &n_held);
-    assert_int_equal(n_held, 3); /* until it is known that the step has arrived, with what it frees */
-    assert_int_equal(held[1], 3);
-    assert_int_equal(held[2], 2);
-    rows[1] = row(1, go, 1);
-    assert_int_equal(esp_decode_take(d, rows, NULL, &done, NULL), ESP_OK);
-    assert_true(done);
-    esp_decode_destroy(&d);
-}
-
-/* A beam that takes over all places: its first child inherits, the others are forks, the rest is freed first.
- */
-static void test_beams_move(void **state)
-{
-    uint64_t next_seq = 0;
-    struct esp_decode *d = decoder(
-        (struct esp_decode_params){.max_tokens = 9, .sampling = {.beams = 2, .ignore_eos = true}}, &next_seq);
-    const uint32_t first[] = {20, 21, 22, 23}, good[] = {30, 31, 32, 33};
-    struct esp_row_result rows[2];
-    const struct esp_part *p = esp_decode_next(d);
-    const uint64_t *held;
-    uint32_t n_held;
-    bool done;
-
-    assert_true(p->wants[0].k >= 2 && p->wants[0].k <= 4);
-    rows[0] = row(9, first, p->wants[0].k);
-    assert_int_equal(esp_decode_take(d, rows, NULL, &done, NULL), ESP_OK);
-    p = esp_decode_next(d);
-    assert_int_equal(p->n_seqs, 2);
-    assert_int_equal(p->ids[0], 20);
-    assert_int_equal(p->ids[1], 21);
-    rows[0] = row(0, good, p->wants[0].k);
-    rows[1] = row(1, good, p->wants[1].k);
-    rows[1].lse = 40; /* the second beam has become unlikely */
-    assert_int_equal(esp_decode_take(d, rows, NULL, &done, NULL), ESP_OK);
-    p = esp_decode_next(d);
-    assert_int_equal(p->n_free, 1);
-    assert_int_equal(p->free[0], 2);
-    assert_int_equal(p->n_forks, 1);
-    assert_int_equal(p->forks[0].from, 1);
-    assert_int_equal(p->seqs[0].seq, 1);
-    assert_int_equal(p->seqs[1].seq, 3);
-    assert_int_equal(p->ids[0], 30);
-    assert_int_equal(p->ids[1], 31);
-
-    /* While that part is out it may get lost, and what it frees with it: then a Release names all three. */
-    held = esp_decode_held(d, &n_held);
-    assert_int_equal(n_held, 3);
-    assert_int_equal(held[2], 2);
-    rows[0] = row(0, good, p->wants[0].k);
-    rows[1] = row(1, good, p->wants[1].k);
-    assert_int_equal(esp_decode_take(d, rows, NULL, &done, NULL), ESP_OK);
-    esp_decode_held(d, &n_held);
-    assert_int_equal(n_held, 2);
-    esp_decode_destroy(&d);
-}
-
-static void test_blocks(void **state)
-{
-    static const struct {
-        uint32_t beams, max_tokens, block;
-        uint64_t want;
-    } cases[] = {{0, 1, 16, 1},    /* 10 rows */
-                 {0, 7, 16, 1},    /* 16: the 7th token is not fed */
-                 {0, 8, 16, 2},    /* 17 */
-                 {4, 7, 16, 4},    /* no whole block to share */
-                 {4, 7, 8, 1 + 4}, /* one shared, one each */
-                 {4, 8, 8, 1 + 8}};
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        uint64_t next_seq = 0;
-        struct esp_decode *d = decoder((struct esp_decode_params){.max_tokens = cases[i].max_tokens,
-                                                                  .sampling = {.beams = cases[i].beams}},
-                                       &next_seq);
-
-        assert_int_equal(esp_decode_max_blocks(d, cases[i].block), cases[i].want);
-        esp_decode_destroy(&d);
-    }
-}
-
-/* ---- flight ---- */
-
-/* Two sessions in one step: rows, wants and images lie one after the other, and the rest can be told apart
- * again. */
-static void test_flight_joins(void **state)
-{
-    uint64_t next_seq = 0;
-    struct esp_decode *a = decoder((struct esp_decode_params){.max_tokens = 3, .n_images = 1}, &next_seq);
-    struct esp_decode *b =
-        decoder((struct esp_decode_params){.max_tokens = 3, .n_images = 2, .full_first = true}, &next_seq);
-    struct esp_flight_load loads[2];
-    struct esp_flight *f;
-    const uint32_t ids[] = {20, 21, 22};
-    struct esp_row_result rows[11];
-    struct esp_msg_result result = {.n_rows = 11, .rows = rows, .n_full = 10, .vocab = VOCAB};
-    float full[10 * VOCAB] = {0};
-    struct esp_err err;
-
-    esp_decode_set_image(a, 0, 5);
-    esp_decode_set_image(b, 1, 6);
-    loads[0] = (struct esp_flight_load){NULL, esp_decode_next(a)};
-    loads[1] = (struct esp_flight_load){NULL, esp_decode_next(b)};
-    assert_int_equal(esp_flight_create(&f, 3, 8, loads, 2, false, NULL), ESP_OK);
-    assert_int_equal(f->step.rows, 20);
-    assert_int_equal(f->step.n_seqs, 2);
-    assert_int_equal(f->step.seqs[0].images[0], 5);
-    assert_int_equal(f->step.seqs[1].images[1], 6);
-    assert_int_equal(f->ids[10], 2);
-    assert_int_equal(f->step.n_wants, 11);
-    assert_int_equal(f->step.wants[0].row, 9);
-    assert_int_equal(f->step.wants[1].row, 10);
-    assert_int_equal(f->step.wants[10].row, 19);
-    assert_int_equal(f->parts[1].row, 10);
-    assert_int_equal(f->parts[1].want, 1);
-    assert_int_equal(f->parts[1].full, 0);
-    assert_int_equal(f->n_full, 10);
-    for (uint32_t i = 0; i < 11; i++)
-        rows[i] = row(f->step.wants[i].row, ids, f->step.wants[i].k);
-    assert_int_equal(esp_flight_check(f, &result, full, VOCAB, &err), ESP_OK);
-    full[3 * VOCAB + 1] = NAN;
-    assert_int_equal(esp_flight_check(f, &result, full, VOCAB, &err), ESP_E_PROTO);
-    assert_non_null(strstr(err.text, "full row 3: a logit that is not finite"));
-    full[3 * VOCAB + 1] = 0;
-    result.vocab = VOCAB - 1;
-    assert_int_equal(esp_flight_check(f, &result, full, VOCAB, &err), ESP_E_PROTO);
-    assert_non_null(strstr(err.text, "vocabulary of 49"));
-    result.vocab = VOCAB;
-    result.n_full = 9;
-    assert_int_equal(esp_flight_check(f, &result, full, VOCAB, &err), ESP_E_PROTO);
-    esp_flight_destroy(&f);
-    esp_decode_destroy(&a);
-    esp_decode_destroy(&b);
-}
-
-/* ---- features ---- */
-
-static void test_features(void **state)
-{
-    static const uint8_t a[32] = {1}, b[32] = {2}, c[32] = {3};
-    struct esp_features *f;
-    struct esp_feature *x, *y, *z;
-    uint64_t first;
-
-    assert_int_equal(esp_features_create(&f, NULL), ESP_OK);
-    esp_features_open(f, 2);
-    assert_true(esp_features_fits(f, 2));
-    assert_false(esp_features_fits(f, 3));
-    esp_features_acquire(&x, f, a, true, NULL);
-    esp_features_acquire(&y, f, a, true, NULL);
-    assert_ptr_equal(x, y);
-    esp_features_drop(f, &y);
-    assert_null(y);
-    esp_features_acquire(&y, f, a, false, NULL); /* alone, though the hash is known */
-    assert_ptr_not_equal(x, y);
-    assert_false(esp_features_fits(f, 1));
-    first = x->image;
-    x->state = y->state = ESP_FEATURE_STORED;
-    esp_features_drop(f, &x);
-    assert_true(esp_features_fits(f, 1));
-    assert_int_equal(esp_features_evict(f), 0); /* nobody wants the place yet */
-    esp_features_acquire(&z, f, b, true, NULL);
-    assert_int_equal(esp_features_evict(f), first);
-    assert_null(esp_features_find(f, first));
-    first = y->image;
-    esp_features_drop(f, &y);
-    assert_int_equal(esp_features_evict(f), first); /* was not shared: no use to anyone */
-    esp_features_drop(f, &z);                       /* never sent: forgotten without a word */
-    assert_int_equal(esp_features_evict(f), 0);
-    esp_features_acquire(&x, f, c, true, NULL);
-    x->state = ESP_FEATURE_SENT;
-    assert_int_equal(esp_features_n_sent(f), 1);
-    first = x->image;
-    esp_features_drop(f, &x);
-    assert_int_equal(esp_features_evict(f), 0); /* on its way: it cannot be called back */
-    esp_features_find(f, first)->state = ESP_FEATURE_LOST;
-    esp_features_acquire(&y, f, c, true, NULL); /* a failure is not found again */
-    assert_int_not_equal(y->image, first);
-    assert_int_equal(esp_features_evict(f), first);
-    esp_features_drop(f, &y);
-    esp_features_destroy(&f);
-}
-
-/* ---- sched ---- */
-
-/* A session that is prepared: text only. */
-static struct esp_session *queued(struct esp_sched *sched, uint64_t id, uint32_t max_tokens, uint32_t beams)
-{
-    const struct esp_peer client = {.n = 1, .id = {1}};
-    const struct esp_msg_request r = {.id = id, .max_tokens = max_tokens};
-    struct esp_session *s, *out;
-
-    assert_int_equal(esp_session_create(&s, id, &client, &r, 0, NULL), ESP_OK);
-    s->decode = decoder((struct esp_decode_params){.max_tokens = max_tokens, .sampling = {.beams = beams}},
-                        esp_sched_seqs(sched));
-    s->job = calloc(1, sizeof *s->job);
-    assert_non_null(s->job);
-    s->state = ESP_SESSION_QUEUED;
-    out = s;
-    esp_sched_add(sched, &s);
-    assert_null(s);
-    return out;
-}
-
-/* Takes a Result for a flight of one session with candidates 20, 21, ... for every row; true: it is done. */
-static bool land(struct esp_sched *sched, struct esp_flight *f)
-{
-    static const uint32_t ids[] = {20, 21, 22, 23, 24, 25, 26, 27, 28, 29};
-    struct esp_session *s = f->parts[0].session;
-    struct esp_row_result rows[16];
-    bool done = false;
-
-    for (uint32_t i = 0; i < f->step.n_wants; i++)
-        rows[i] = row(f->step.wants[i].row, ids, f->step.wants[i].k);
-    if (s->state == ESP_SESSION_RUNNING) {
-        assert_int_equal(esp_decode_take(s->decode, rows, NULL, &done, NULL), ESP_OK);
-        if (done)
-            esp_sched_end(sched, s, NULL, 1);
-    }
-    esp_sched_land(sched, &f);
-    return done;
-}
-
-static uint32_t reap(struct esp_sched *sched, uint64_t *seqs)
-{
-    uint64_t images[64];
-    uint32_t n_seqs, n_images, n = 0;
-
-    while (esp_sched_reap(sched, seqs + n, &n_seqs, images, &n_images, 64))
-        n += n_seqs;
-    return n;
-}
-
-static const struct esp_sched_room room = {.epoch = 4,
-                                           .kv_blocks = 10,
-                                           .block_tokens = 4,
-                                           .max_rows = 100,
-                                           .max_seqs = 8,
-                                           .max_images = 4,
-                                           .max_steps = 2,
-                                           .max_encodes = 2};
-
-/* First come, first served, even where a later one would fit; room comes back with the release. */
+/* Room is for the worst case; what never fits is refused, and room comes back with the release. */
 static void test_admission(void **state)
 {
-    struct esp_sched *sched;
+    struct sched_rig rig;
     struct esp_session *a, *b, *c, *never;
-    struct esp_flight *f;
-    uint64_t seqs[64];
 
-    assert_int_equal(esp_sched_create(&sched, NULL), ESP_OK);
-    a = queued(sched, 1, 3, 0);             /* 12 tokens: 3 blocks */
-    never = queued(sched, 2, 50, 0);        /* 59 tokens: 15 blocks */
-    b = queued(sched, 3, 19, 0);            /* 28: 7 */
-    c = queued(sched, 4, 2, 0);             /* 11: 3 */
-    assert_null(esp_sched_admit(sched, 0)); /* no cluster yet */
-    esp_sched_open(sched, &room);
-    assert_ptr_equal(esp_sched_admit(sched, 0), a);
-    assert_ptr_equal(esp_sched_admit(sched, 0), b);
-    assert_int_equal(never->state, ESP_SESSION_ENDED);
+    sched_rig_open(&rig, &small);
+    a = ask(&rig, 1, 7);      /* 16 tokens: 2 blocks */
+    never = ask(&rig, 1, 80); /* 89: 12 */
+    b = ask(&rig, 1, 54);     /* 63: 8 */
+    c = ask(&rig, 1, 3);
+    assert_ptr_equal(esp_sched_admit(rig.sched, 0), a);
+    assert_ptr_equal(esp_sched_admit(rig.sched, 0), b);
     assert_int_equal(never->st, ESP_E_LIMIT);
     assert_non_null(strstr(never->err.text, "--kv-tokens"));
-    assert_null(esp_sched_admit(sched, 0));
-    assert_int_equal(esp_sched_ahead(sched, c), 0);
-    for (int i = 0; i < 3; i++) { /* a takes its three turns; b's step stays out */
-        f = esp_sched_next_step(sched, 0);
-        assert_ptr_equal(f->parts[0].session, a);
-        if (i == 0) {
-            assert_ptr_equal(esp_sched_next_step(sched, 0)->parts[0].session, b);
-            assert_null(esp_sched_next_step(sched, 0)); /* two out */
-        }
-        assert_int_equal(land(sched, f), i == 2);
+    assert_null(esp_sched_admit(rig.sched, 0));
+    assert_int_equal(esp_sched_ahead(rig.sched, c), 0);
+    while (a->state != ESP_SESSION_ENDED) {
+        assert_null(esp_sched_admit(rig.sched, 0)); /* not before its sequence is released */
+        sched_rig_run(&rig, rig.n_home + 1);
     }
-    assert_null(esp_sched_admit(sched, 0)); /* not before its sequence is released */
-    assert_int_equal(reap(sched, seqs), 1);
-    assert_int_equal(seqs[0], 1);
-    assert_ptr_equal(esp_sched_admit(sched, 0), c);
+    sched_rig_dispatch(&rig);
+    assert_true(c->admitted);
     a->final_sent = never->client_gone = true;
-    reap(sched, seqs);
-    assert_ptr_equal(esp_sched_first(sched), b);
-    assert_int_equal(esp_sched_n_live(sched), 2);
-    esp_sched_destroy(&sched);
+    sched_rig_dispatch(&rig);
+    assert_ptr_equal(esp_sched_first(rig.sched), b);
+    assert_int_equal(esp_sched_n_live(rig.sched), 2);
+    sched_rig_run(&rig, UINT32_MAX);
+    assert_int_equal(counts_of(&rig).n_admitted, 3);
+    assert_int_equal(counts_of(&rig).n_failed, 1);
+    sched_rig_close(&rig);
+}
+
+/* One client asks for fifty things at once, another for one at a time: that one waits for one of the fifty at most. */
+static void test_fairness(void **state)
+{
+    struct sched_rig rig;
+    struct esp_sched_room room = small;
+    struct esp_session *flood[50], *modest = NULL;
+    uint64_t given = 0;
+    uint32_t n_answers = 0;
+
+    room.max_seqs = 1; /* one session at a time */
+    sched_rig_open(&rig, &room);
+    for (uint32_t i = 0; i < 50; i++)
+        flood[i] = ask(&rig, 1, 5);
+    sched_rig_run(&rig, 1);
+    while (n_answers < 20) {
+        if (!modest) {
+            modest = ask(&rig, 2, 5);
+            given = 0;
+            for (uint32_t i = 0; i < 50; i++)
+                given += flood[i]->admission > 0;
+            sched_rig_dispatch(&rig);
+            assert_true(modest->admission > 0 || esp_sched_ahead(rig.sched, modest) <= 1);
+        }
+        sched_rig_run(&rig, rig.n_home + 1);
+        if (modest->state == ESP_SESSION_ENDED) {
+            uint64_t now = 0;
+
+            for (uint32_t i = 0; i < 50; i++)
+                now += flood[i]->admission > 0;
+            assert_true(now - given <= 2); /* the one that was in, and one whose turn it was */
+            n_answers++;
+            modest = NULL;
+        }
+    }
+    for (uint32_t i = 1; i < 50; i++) /* among themselves they keep their order */
+        assert_true(flood[i]->admission == 0 || flood[i]->admission > flood[i - 1]->admission);
+    sched_rig_run(&rig, UINT32_MAX);
+    sched_rig_close(&rig);
+}
+
+/* Who needs all the room gets it, however many small ones come later; who spent nothing for long has saved nothing. */
+static void test_big_one_waits_its_turn(void **state)
+{
+    struct sched_rig rig;
+    struct esp_session *big, *late[40];
+    uint32_t n = 0;
+
+    sched_rig_open(&rig, &small);
+    for (uint8_t i = 0; i < 4; i++)
+        ask(&rig, 10 + i, 7);
+    sched_rig_run(&rig, 1);
+    big = ask(&rig, 1, 70); /* 79 tokens: all ten blocks */
+    for (; n < 40 && !big->admitted; n++) {
+        late[n] = ask(&rig, (uint8_t)(100 + n), 3); /* each a client that is new */
+        sched_rig_run(&rig, rig.n_home + 1);
+    }
+    assert_true(big->admitted);
+    for (uint32_t i = 0; i < n; i++)
+        assert_false(late[i]->admitted);
+    sched_rig_run(&rig, UINT32_MAX);
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(late[i]->st, ESP_OK);
+    sched_rig_close(&rig);
 }
 
 /* A cancelled session's step comes home first; only then are its sequences named, each once. */
 static void test_end_with_step_out(void **state)
 {
-    struct esp_sched *sched;
+    struct sched_rig rig;
     struct esp_session *s;
-    struct esp_flight *f;
     struct esp_err why;
-    uint64_t seqs[64];
 
-    assert_int_equal(esp_sched_create(&sched, NULL), ESP_OK);
-    esp_sched_open(sched, &room);
-    s = queued(sched, 1, 5, 3);
-    assert_ptr_equal(esp_sched_admit(sched, 0), s);
-    land(sched, esp_sched_next_step(sched, 0));
-    f = esp_sched_next_step(sched, 0);
-    assert_int_equal(f->step.id, 2);
-    assert_ptr_equal(esp_sched_flight(sched, 2), f);
+    sched_rig_open(&rig, &small);
+    s = sched_rig_ask(&rig, &(struct sched_ask){.max_tokens = 5, .sampling = {.beams = 3}});
+    sched_rig_run(&rig, 1);
+    sched_rig_dispatch(&rig);
+    assert_int_equal(rig.n_out, 1);
     esp_fail(&why, ESP_E_CANCELLED, "cancelled");
-    esp_sched_end(sched, s, &why, 0);
-    s->client_gone = true;
-    assert_int_equal(reap(sched, seqs), 0);
-    assert_ptr_equal(esp_sched_first(sched), s);
-    land(sched, f);
-    assert_int_equal(reap(sched, seqs), 3);
-    assert_null(esp_sched_first(sched));
-    assert_int_equal(reap(sched, seqs), 0);
-    esp_sched_destroy(&sched);
+    esp_sched_end(rig.sched, s, &why, 0);
+    sched_rig_dispatch(&rig);
+    assert_true(s->admitted);
+    assert_int_equal(counts_of(&rig).blocks_used, s->n_blocks);
+    sched_rig_run(&rig, 2);
+    sched_rig_dispatch(&rig);
+    assert_int_equal(counts_of(&rig).blocks_used, 0);
+    assert_int_equal(esp_kv_n_seqs(rig.stage[0].kv), 0);
+    sched_rig_close(&rig);
 }
 
-/* A lost placement ends what was admitted, keeps what waits, and begins its steps anew. */
-static void test_close(void **state)
+/* Pictures that are there already, or on their way for another, are counted; the same one twice in a request is not. */
+static void test_cached_pictures(void **state)
 {
-    struct esp_sched *sched;
-    struct esp_session *a, *b;
-    struct esp_sched_room next = room;
-    struct esp_err why;
-    struct esp_flight *f;
-    uint64_t seqs[64];
+    struct sched_rig rig;
+    struct esp_session *a, *b, *c, *d;
 
+    sched_rig_open(&rig, &small);
+    a = sched_rig_ask(&rig, &(struct sched_ask){.max_tokens = 2, .n_images = 2, .picture = {1, 1}});
+    b = sched_rig_ask(&rig, &(struct sched_ask){.max_tokens = 2, .n_images = 2, .picture = {1, 2}});
+    sched_rig_dispatch(&rig);
+    assert_int_equal(a->n_cached, 0);
+    assert_int_equal(b->n_cached, 1);
+    sched_rig_run(&rig, UINT32_MAX);
+    assert_null(a->job->pixels); /* nobody will need them again */
+    c = sched_rig_ask(&rig, &(struct sched_ask){.max_tokens = 2, .n_images = 2, .picture = {2, 2}});
+    d = sched_rig_ask(&rig,
+                      &(struct sched_ask){.max_tokens = 2, .n_images = 1, .picture = {2}, .trace = true});
+    sched_rig_run(&rig, UINT32_MAX);
+    assert_int_equal(c->n_cached, 2);
+    assert_int_equal(d->n_cached, 0); /* it wants to see the encoder at work */
+    assert_int_equal(counts_of(&rig).n_encodes, 3);
+    assert_int_equal(counts_of(&rig).n_cached, 3);
+    sched_rig_close(&rig);
+}
+
+/* ---- steps ---- */
+
+/* With S stages the decoding sessions are in S steps, evenly, once it has settled; a newcomer joins one of them. */
+static void test_shares(void **state)
+{
+    for (uint32_t n_stages = 1; n_stages <= RIG_STAGES; n_stages++) {
+        struct sched_rig rig;
+        const struct esp_sched_room room = sched_rig_room(n_stages);
+        const uint32_t n = 7 * n_stages;
+
+        sched_rig_open(&rig, &room);
+        for (uint32_t i = 0; i < n; i++) {
+            ask(&rig, 1, 60);
+            sched_rig_run(
+                &rig, rig.n_home + 1); /* they come one by one, so that their steps begin as different ones */
+        }
+        sched_rig_run(&rig, rig.n_home + 4 * n);
+        sched_rig_dispatch(&rig);
+        for (uint32_t look = 0; look < 10; look++) {
+            assert_int_equal(rig.n_out, n_stages);
+            for (uint32_t i = 0; i < n_stages; i++)
+                assert_int_equal(rig.out[i]->n_parts, 7);
+            sched_rig_run(&rig, rig.n_home + 1);
+            sched_rig_dispatch(&rig);
+        }
+        ask(&rig, 2, 20);
+        sched_rig_run(&rig, rig.n_home + 3 * n_stages);
+        sched_rig_dispatch(&rig);
+        assert_int_equal(rig.n_out, n_stages);
+        sched_rig_run(&rig, UINT32_MAX);
+        assert_int_equal(counts_of(&rig).n_prefills, n + 1);
+        sched_rig_close(&rig);
+    }
+}
+
+/* Short prompts go together, up to 512 rows; a traced one alone, and others need not wait behind it. */
+static void test_prefills_together(void **state)
+{
+    static const uint32_t rows[] = {100, 100, 100, 100, 100, 100, 90, 80, 70}, traced = 6;
+    static const uint32_t want[][2] = {{5, 500}, {3, 250}, {1, 90}}; /* sessions, rows */
+    const struct esp_sched_room room = sched_rig_room(1);
+    struct sched_rig rig;
+
+    sched_rig_open(&rig, &room);
+    for (uint32_t i = 0; i < 9; i++)
+        sched_rig_ask(&rig, &(struct sched_ask){.max_tokens = 1, .n_prefix = rows[i], .trace = i == traced});
+    for (uint32_t i = 0; i < 3; i++) {
+        sched_rig_dispatch(&rig);
+        assert_true(rig.n_out > 0);
+        assert_int_equal(rig.out[0]->n_parts, want[i][0]);
+        assert_int_equal(rig.out[0]->step.rows, want[i][1]);
+        assert_int_equal(rig.out[0]->step.trace, i == 2);
+        assert_true(sched_rig_home(&rig));
+    }
+    assert_int_equal(counts_of(&rig).n_prefills, 9);
+    sched_rig_close(&rig);
+}
+
+/* One that is longer than that goes all the same, by itself. */
+static void test_long_prefill(void **state)
+{
+    struct esp_sched_room room = sched_rig_room(1);
+    struct esp_sched *sched;
+    struct esp_flight *f;
+    uint32_t *prefix = calloc(700, sizeof *prefix);
+
+    assert_non_null(prefix);
     assert_int_equal(esp_sched_create(&sched, NULL), ESP_OK);
     esp_sched_open(sched, &room);
-    a = queued(sched, 1, 20, 0);
-    b = queued(sched, 2, 20, 0);
-    assert_ptr_equal(esp_sched_admit(sched, 0), a);
-    assert_null(esp_sched_admit(sched, 0));
-    assert_non_null(esp_sched_next_step(sched, 0));
-    esp_fail(&why, ESP_E_TIMEOUT, "worker w1: gone");
-    esp_sched_close(sched, &why, 0);
-    assert_int_equal(a->state, ESP_SESSION_ENDED);
-    assert_string_equal(a->err.text, "worker w1: gone");
-    assert_int_equal(b->state, ESP_SESSION_QUEUED);
-    assert_int_equal(reap(sched, seqs), 0); /* nobody is left to forget it */
-    next.epoch = 5;
-    esp_sched_open(sched, &next);
-    assert_ptr_equal(esp_sched_admit(sched, 0), b);
+    for (uint64_t i = 1; i <= 2; i++) {
+        const struct esp_peer client = {.n = 1};
+        const struct esp_msg_request r = {.id = i, .max_tokens = 1};
+        const struct esp_decode_params p = {
+            .prefix = prefix, .n_prefix = i == 1 ? 700 : 5, .max_tokens = 1, .vocab = RIG_VOCAB};
+        struct esp_session *s;
+
+        assert_int_equal(esp_session_create(&s, i, &client, &r, 0, NULL), ESP_OK);
+        assert_int_equal(esp_decode_create(&s->decode, &p, esp_sched_seqs(sched), NULL), ESP_OK);
+        s->state = ESP_SESSION_QUEUED;
+        esp_sched_add(sched, &s);
+        assert_non_null(esp_sched_admit(sched, 0));
+    }
     f = esp_sched_next_step(sched, 0);
-    assert_int_equal(f->step.epoch, 5);
-    assert_int_equal(f->step.id, 1);
+    assert_int_equal(f->n_parts, 1);
+    assert_int_equal(f->step.rows, 700);
+    assert_int_equal(esp_sched_next_step(sched, 0)->step.rows, 5);
     esp_sched_destroy(&sched);
+    free(prefix);
 }
+
+/* While some decode, prefills come one at a time: everybody who is ready has a turn between two, and no more than one. */
+static void test_no_starvation(void **state)
+{
+    struct sched_rig rig;
+    const struct esp_sched_room room = sched_rig_room(2);
+    struct esp_session *old[6], *new[12];
+    uint64_t last[6] = {0};
+    uint32_t since = 0, n_prefills = 0;
+
+    sched_rig_open(&rig, &room);
+    for (uint32_t i = 0; i < 6; i++)
+        old[i] = ask(&rig, 1, 100);
+    sched_rig_run(&rig, 12);
+    for (uint32_t i = 0; i < 12; i++)
+        new[i] = sched_rig_ask(&rig, &(struct sched_ask){.client = 2, .max_tokens = 20, .n_prefix = 100});
+    while (esp_decode_n_steps(new[11]->decode) == 0) {
+        const uint64_t before = rig.last_step;
+
+        sched_rig_dispatch(&rig);
+        for (uint32_t i = 0; i < rig.n_out; i++) {
+            const struct esp_flight *f = rig.out[i];
+
+            if (f->step.id <= before)
+                continue;
+            if (f->step.seqs[0].pos == 0) {
+                assert_true(n_prefills == 0 || since > 0); /* never two in a row */
+                n_prefills++;
+                for (uint32_t k = 0; k < 6; k++) { /* all of the old have had a turn meanwhile */
+                    assert_true(n_prefills == 1 || old[k]->step_out || old[k]->turn > last[k]);
+                    last[k] = old[k]->turn;
+                }
+                since = 0;
+            } else {
+                since++;
+            }
+        }
+        assert_true(since <= 8); /* and they come after all */
+        assert_true(sched_rig_home(&rig));
+    }
+    assert_true(n_prefills >= 3);
+    sched_rig_run(&rig, UINT32_MAX);
+    sched_rig_close(&rig);
+}
+
+/* Nobody's full logits make a message too long, nor does one who asks for many keep the others out. */
+static void test_many_rows(void **state)
+{
+    struct sched_rig rig;
+    struct esp_sched_room room = sched_rig_room(2);
+
+    room.max_rows = 50;
+    sched_rig_open(&rig, &room);
+    for (uint32_t i = 0; i < 20; i++)
+        sched_rig_ask(&rig, &(struct sched_ask){.client = (uint8_t)i,
+                                                .max_tokens = 6,
+                                                .sampling = {.temperature = 1, .best_of = 1 + 2 * (i % 9)}});
+    sched_rig_run(&rig, UINT32_MAX); /* the rig looks at every step's rows */
+    assert_true(rig.most_sessions > 1);
+    assert_int_equal(counts_of(&rig).n_failed, 0);
+    sched_rig_close(&rig);
+}
+
+/* A thousand at once: nobody is lost, and everyone has an answer. */
+static void test_a_thousand(void **state)
+{
+    struct sched_rig rig;
+    struct esp_sched_room room = sched_rig_room(3);
+
+    room.max_seqs = 256;
+    sched_rig_open(&rig, &room);
+    for (uint32_t i = 0; i < 1000; i++)
+        sched_rig_ask(&rig, &(struct sched_ask){.client = (uint8_t)(i % 40), .max_tokens = 4 + i % 5});
+    sched_rig_run(&rig, UINT32_MAX);
+    assert_int_equal(counts_of(&rig).n_ended, 1000);
+    assert_int_equal(counts_of(&rig).n_failed, 0);
+    assert_true(rig.most_sessions > 50);
+    sched_rig_close(&rig);
+}
+
+/* ---- steps that fail ---- */
+
+/* Of several sessions in a step one is at fault: it fails alone, and the others have the tokens they would have had. */
+static void test_failed_step(void **state)
+{
+    char want[6][RIG_ANSWER], got[RIG_ANSWER];
+
+    for (uint32_t at = 0; at < 2 * RIG_STAGES * 12;
+         at++) { /* undisturbed first, then a failure of each step and stage */
+        struct sched_rig rig;
+        const struct esp_sched_room room = sched_rig_room(2);
+        struct esp_session *s[6], *guilty = NULL;
+        const uint32_t stage = at % 2;
+
+        sched_rig_open(&rig, &room);
+        for (uint32_t i = 0; i < 6; i++)
+            s[i] = sched_rig_ask(&rig, &(struct sched_ask){.client = (uint8_t)i,
+                                                           .max_tokens = 12,
+                                                           .sampling = {.beams = i == 4 ? 3 : 0,
+                                                                        .best_of = i == 5 ? 3 : 0,
+                                                                        .temperature = i == 4 ? 0 : 1,
+                                                                        .seed = i}});
+        sched_rig_run(&rig, at == 0 ? UINT32_MAX : at / 2);
+        while (at > 0) {
+            bool mine = false;
+
+            sched_rig_dispatch(&rig);
+            if (rig.n_out == 0)
+                break;
+            if (!guilty && rig.out[0]->n_parts > 1)
+                guilty = rig.out[0]->parts[rig.out[0]->n_parts / 2].session;
+            for (uint32_t i = 0; guilty && i < rig.out[0]->n_parts; i++)
+                mine |= rig.out[0]->parts[i].session == guilty && rig.out[0]->step.n_wants > 0;
+            if (mine) /* whenever it has something to compute */
+                sched_rig_fail(&rig, stage, ESP_E_NUMBERS);
+            else
+                sched_rig_home(&rig);
+        }
+        for (uint32_t i = 0; i < 6; i++) {
+            sched_rig_answer(got, s[i]);
+            if (at == 0) {
+                memcpy(want[i], got, sizeof got);
+            } else if (s[i] == guilty) {
+                assert_int_equal(s[i]->st, ESP_E_NUMBERS);
+                assert_non_null(strstr(s[i]->err.text, "failed"));
+            } else if (strcmp(got, want[i]) != 0) {
+                fail_msg("failure after %u: session %u: %s, undisturbed %s", at / 2, i, got, want[i]);
+            }
+            assert_false(s[i]->alone && s[i] != guilty);
+        }
+        sched_rig_close(&rig);
+    }
+}
+
+/* ---- steps that get lost ---- */
 
 /* A step that nobody works on, or that a later one has overtaken, is lost after unbroken doubt. */
 static void test_lost_step(void **state)
@@ -489,45 +418,79 @@ static void test_lost_step(void **state)
         {false, true, 221, ESP_OK},  {false, true, 221.5, ESP_E_TIMEOUT},
     };
     const struct esp_sched_patience patience = {.least = 9, .a_row = 0.1}; /* of a first step: ten rows */
-    struct esp_sched *sched;
-    struct esp_flight *second;
+    struct sched_rig rig;
+    struct esp_flight *first, *second;
+    bool landed = false;
     struct esp_err err;
 
-    assert_int_equal(esp_sched_create(&sched, NULL), ESP_OK);
-    esp_sched_open(sched, &room);
-    queued(sched, 1, 3, 0);
-    queued(sched, 2, 3, 0);
-    assert_non_null(esp_sched_admit(sched, 0));
-    assert_non_null(esp_sched_admit(sched, 0));
-    assert_int_equal(esp_sched_watch(sched, true, 50, &patience, NULL), ESP_OK); /* nothing is out */
-    assert_int_equal(esp_sched_next_step(sched, 60)->step.id, 1);
-    second = esp_sched_next_step(sched, 60);
+    sched_rig_open(&rig, &small);
+    ask(&rig, 1, 3);
+    assert_int_equal(esp_sched_watch(rig.sched, true, 50, &patience, NULL), ESP_OK); /* nothing is out */
+    sched_rig_dispatch(&rig);
+    ask(&rig, 1, 3);
+    sched_rig_dispatch(&rig);
+    assert_int_equal(rig.n_out, 2);
+    first = rig.out[0];
+    second = rig.out[1];
     for (size_t i = 0; i < sizeof looks / sizeof looks[0]; i++) {
-        if (looks[i].late && second) {
-            land(sched, second);
-            second = NULL;
+        if (looks[i].late && !landed) {
+            rig.out[0] = second;
+            rig.n_out = 1;
+            assert_true(sched_rig_home(&rig));
+            landed = true;
         }
-        if (esp_sched_watch(sched, looks[i].idle, looks[i].now, &patience, &err) != looks[i].st)
+        if (esp_sched_watch(rig.sched, looks[i].idle, looks[i].now, &patience, &err) != looks[i].st)
             fail_msg("at %.1f s: not %s", looks[i].now, esp_status_name(looks[i].st));
     }
     assert_string_equal(err.text, "step 1 was lost between the workers");
-    esp_sched_destroy(&sched);
+    rig.out[0] = first;
+    rig.n_out = 1;
+    sched_rig_run(&rig, UINT32_MAX);
+    sched_rig_close(&rig);
+}
+
+/* The error of a step may overtake the results of those before it, which are not lost for that. */
+static void test_error_overtakes(void **state)
+{
+    const struct esp_sched_patience patience = {.least = 9};
+    struct sched_rig rig;
+    struct esp_flight *first;
+
+    sched_rig_open(&rig, &small);
+    ask(&rig, 1, 3);
+    sched_rig_dispatch(&rig);
+    ask(&rig, 1, 3);
+    sched_rig_dispatch(&rig);
+    first = rig.out[0];
+    rig.out[0] = rig.out[1];
+    rig.n_out = 1;
+    sched_rig_fail(&rig, 0, ESP_E_LIMIT);
+    assert_int_equal(esp_sched_watch(rig.sched, false, 100, &patience, NULL), ESP_OK);
+    assert_int_equal(esp_sched_watch(rig.sched, false, 200, &patience, NULL), ESP_OK);
+    rig.out[0] = first;
+    rig.n_out = 1;
+    sched_rig_run(&rig, UINT32_MAX);
+    assert_int_equal(counts_of(&rig).n_failed, 1);
+    sched_rig_close(&rig);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_first_part),
-        cmocka_unit_test(test_score_part),
-        cmocka_unit_test(test_samples_fork),
-        cmocka_unit_test(test_beams_move),
-        cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_flight_joins),
-        cmocka_unit_test(test_features),
         cmocka_unit_test(test_admission),
+        cmocka_unit_test(test_fairness),
+        cmocka_unit_test(test_big_one_waits_its_turn),
         cmocka_unit_test(test_end_with_step_out),
-        cmocka_unit_test(test_close),
+        cmocka_unit_test(test_cached_pictures),
+        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_prefills_together),
+        cmocka_unit_test(test_long_prefill),
+        cmocka_unit_test(test_no_starvation),
+        cmocka_unit_test(test_many_rows),
+        cmocka_unit_test(test_a_thousand),
+        cmocka_unit_test(test_failed_step),
         cmocka_unit_test(test_lost_step),
+        cmocka_unit_test(test_error_overtakes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -157,12 +157,14 @@ static void come_in(struct esp_sched *sched, struct esp_session *s, double now)
     sched->blocks_used += s->n_blocks;
     sched->seqs_used += s->n_seqs;
     s->state = ESP_SESSION_ENCODING;
-    if (s->rebuild) {
-        st = esp_sched_bring_back(sched, s, &err);
-    } else {
+    if (s->admission == 0) {
         s->admitted_at = now;
         s->admission = ++sched->last_admission;
         sched->counts.n_admitted++;
+    }
+    if (s->rebuild) {
+        st = esp_sched_bring_back(sched, s, &err);
+    } else {
         esp_shares_leave(&sched->shares, &s->share, s->n_blocks, true);
         sched->chosen = NULL;
     }

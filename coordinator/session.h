@@ -47,10 +47,9 @@ struct esp_session {
     enum esp_session_state state;
     bool with_thread; /* its job is with the preparation thread */
     bool step_out;    /* a step of it is on its way; no other may be sent */
-    bool
-        alone; /* no other session in its steps: one that it shared has failed, and whose fault that was is open */
-    bool rebuild; /* QUEUED again: the workers have lost what they held of it */
-    bool fitted;  /* there was room enough in the cluster for it once: it waits for that, and does not fail */
+    bool alone;       /* in its steps: one that it shared has failed, for the fault of nobody knows whom */
+    bool rebuild;     /* QUEUED again: the workers have lost what they held of it */
+    bool fitted;      /* the cluster once had room enough: it waits for that, and does not fail */
     uint32_t max_tokens;
     bool trace;
     uint32_t n_traces, n_traces_due; /* relayed; until they are all there, the last message waits a little */
@@ -74,8 +73,7 @@ struct esp_session {
     struct esp_session *turn_prev, *turn_next; /* RUNNING: by turn, who has waited longest first */
 
     /* What is told of it. */
-    uint32_t
-        n_cached; /* pictures whose features were there, or on their way for another, when it was admitted */
+    uint32_t n_cached;   /* pictures whose features were there or on their way when it was admitted */
     uint32_t n_rebuilds; /* how often its sequences had to be brought back */
     uint64_t n_counted;  /* of its tokens, in the scheduler's counts */
     double lost_at;      /* since when it has been kept from going on, seconds; 0: it is going on */

@@ -136,7 +136,7 @@ struct esp_runner {
     pthread_cond_t wake;  /* work came, stop was set, or the thread ended */
     struct queue todo, done;
     uint32_t n_works;  /* in todo, and the one running */
-    uint32_t n_places; /* in todo */
+    uint32_t n_places; /* in todo, but for warm ones: what is being loaded for an older one is not needed */
     uint64_t n_bytes, kv_used;
     bool stop, ended;
 
@@ -151,6 +151,11 @@ struct esp_runner {
     uint64_t warm_after_ns;       /* not before: its bytes have yet to come; 0: now */
     uint64_t slice_ns, worked_ns; /* what its last slice took, and other work since */
 };
+
+static bool places(const struct esp_work *work)
+{
+    return work->msg.kind == ESP_MSG_PLACE && !work->msg.place.warm;
+}
 
 static uint64_t frame_bytes(const struct esp_work *work)
 {
@@ -447,7 +452,7 @@ static void *thread_main(void *arg)
             continue;
         }
         if (work)
-            r->n_places -= work->msg.kind == ESP_MSG_PLACE;
+            r->n_places -= places(work);
         pthread_mutex_unlock(&r->lock);
         if (slice)
             warm_slice(r);
@@ -547,7 +552,7 @@ void esp_runner_push(struct esp_runner *r, struct esp_work *work)
     pthread_mutex_lock(&r->lock);
     queue_put(&r->todo, work);
     r->n_works++;
-    r->n_places += work->msg.kind == ESP_MSG_PLACE;
+    r->n_places += places(work);
     r->n_bytes += frame_bytes(work);
     pthread_cond_broadcast(&r->wake);
     pthread_mutex_unlock(&r->lock);

@@ -61,8 +61,8 @@ struct esp_runner;
  *
  * A Place with `warm` is loaded in slices between other work, beside the stage that holds: nothing else waits longer
  * than for one slice. It ends when all of it is on the device, when it fails, or with ESP_E_CANCELLED when the next Place
- * comes to its turn; one without `warm` is given up with ESP_E_CANCELLED if another Place is queued while it loads. What
- * was read by then is not lost.
+ * comes to its turn; one without `warm` is given up with ESP_E_CANCELLED if another one without is queued while it loads.
+ * What was read by then is not lost.
  *
  * @param shelf, name  borrowed until destroy; the shelf and its device are the thread's until stop. name: in stage
  * times.

@@ -215,6 +215,64 @@ static void test_packed(void **state)
     }
 }
 
+/* Any run of groups comes out the same with all stored bytes wiped but those said to be its source, and of those there
+ * are not many more than it takes. */
+static void test_sources(void **state)
+{
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const struct pack_case *c = &cases[i];
+        struct esp_tensor t[ESP_PACK_PARTS], wiped[ESP_PACK_PARTS];
+        void *data[ESP_PACK_PARTS], *rest[ESP_PACK_PARTS];
+        struct esp_pack_spec spec = {.n_part = c->n_part, .interleave = c->interleave, .k_heads = c->k_heads};
+        struct esp_pack_spec less;
+        struct esp_pack_dims d;
+        char *want, *got;
+        void *row;
+
+        for (uint32_t p = 0; p < c->n_part; p++) {
+            data[p] = stored_make(&t[p], c->part[p].dtype, p, c->part[p].n, c->k);
+            rest[p] = malloc(t[p].n_bytes);
+            assert_non_null(rest[p]);
+            wiped[p] = t[p];
+            wiped[p].data = rest[p];
+            spec.part[p].tensor = &t[p];
+            spec.part[p].heads = c->part[p].heads;
+        }
+        esp_pack_dims(&d, &spec);
+        less = spec;
+        for (uint32_t p = 0; p < c->n_part; p++)
+            less.part[p].tensor = &wiped[p];
+        want = malloc((size_t)d.np / 8 * d.group_bytes);
+        got = malloc((size_t)d.np / 8 * d.group_bytes);
+        row = malloc((size_t)d.kp * 4);
+        assert_true(want && got && row);
+        for (uint32_t g = 0; g < d.np / 8; g++) {
+            for (uint32_t n = 1; g + n <= d.np / 8; n++) {
+                for (uint32_t p = 0; p < c->n_part; p++) {
+                    const uint64_t row_bytes = c->k * esp_dtype_n_bytes(c->part[p].dtype);
+                    uint64_t at, n_bytes;
+                    esp_pack_source(&at, &n_bytes, &spec, p, g, n);
+                    assert_true(at + n_bytes <= t[p].n_bytes && at % row_bytes == 0);
+                    assert_true(n_bytes <= (8 * n + 2 * c->part[p].heads.head_dim) * row_bytes);
+                    memset(rest[p], 0, t[p].n_bytes);
+                    memcpy((char *)rest[p] + at, (const char *)t[p].data + at, n_bytes);
+                }
+                esp_pack_groups(want, &spec, &d, g, n, row);
+                esp_pack_groups(got, &less, &d, g, n, row);
+                if (memcmp(want, got, (size_t)n * d.group_bytes) != 0)
+                    fail_msg("%s: groups %u to %u take more than was said", c->what, g, g + n);
+            }
+        }
+        free(want);
+        free(got);
+        free(row);
+        for (uint32_t p = 0; p < c->n_part; p++) {
+            free(data[p]);
+            free(rest[p]);
+        }
+    }
+}
+
 static void test_head_dim(void **state)
 {
     static const uint32_t of[][2] = {{1, 8},   {2, 8},   {8, 8},   {10, 16},  {20, 24},
@@ -254,7 +312,7 @@ static void test_vectors(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_packed), cmocka_unit_test(test_head_dim),
-                                       cmocka_unit_test(test_vectors)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_packed), cmocka_unit_test(test_sources),
+                                       cmocka_unit_test(test_head_dim), cmocka_unit_test(test_vectors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

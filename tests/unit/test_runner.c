@@ -238,6 +238,11 @@ static void test_cold_superseded(void **state)
     push_place(r, 2, false, 64);
     take_place(r, 1, ESP_E_CANCELLED);
     take_place(r, 2, ESP_OK);
+
+    push_place(r, 3, false, FAKE_KV_SLOW); /* but not for one that only warms what comes after it */
+    push_place(r, 4, true, 64);
+    take_place(r, 3, ESP_OK);
+    take_place(r, 4, ESP_OK);
 }
 
 /* The device goes in the middle of a warm placement: that one hears of it, too. */

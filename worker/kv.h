@@ -11,7 +11,10 @@
  * then esp_kv_commit keeps what was planned or esp_kv_rollback leaves no trace of it. In between esp_kv_len
  * and esp_kv_blocks show the sequences as planned, and nothing else may be called.
  *
- * Nothing allocates after create. One thread owns a cache.
+ * A cache can be told to another worker: esp_kv_export numbers the blocks that are owned, and esp_kv_adopt makes the
+ * same books of that elsewhere, or esp_kv_match finds the places for it in books that hold the same sequences already.
+ *
+ * Nothing allocates after create but those three. One thread owns a cache.
  */
 #ifndef ESP_WORKER_KV_H
 #define ESP_WORKER_KV_H
@@ -20,6 +23,7 @@
 #include <stdint.h>
 
 #include "proto/status.h"
+#include "proto/wire.h"
 
 struct esp_kv;
 
@@ -83,6 +87,36 @@ esp_status esp_kv_plan(struct esp_kv *kv, const struct esp_kv_append *appends, u
                        const struct esp_kv_copy **copies, uint32_t *n_copies, struct esp_err *err);
 void esp_kv_commit(struct esp_kv *kv);
 void esp_kv_rollback(struct esp_kv *kv);
+
+/** What a cache holds, with its blocks numbered anew and without gaps, in the order in which sequences name them. */
+struct esp_kv_books {
+    uint32_t n_seqs, n_blocks;
+    struct esp_kv_seq *seqs; /* by id; blocks: numbers 0 .. n_blocks-1 */
+    uint32_t *own;           /* [n_blocks] the cache's own block of each number */
+    uint32_t *lists;         /* what seqs' blocks point into */
+};
+
+/** Sequences without tokens are left out. *out is finished by esp_kv_books_finish. Errors: ESP_E_NOMEM. */
+esp_status esp_kv_export(struct esp_kv_books *out, const struct esp_kv *kv, struct esp_err *err);
+void esp_kv_books_finish(struct esp_kv_books *books); /* zeroed ones are fine */
+
+/**
+ * Makes an empty cache hold these sequences; blocks that they share are shared here too.
+ *
+ * @param seqs      a stranger's: everything about them is checked, nothing is changed unless all of it holds
+ * @param n_blocks  what they number their blocks by: 0 .. n_blocks-1, each owned, and at one place of a sequence
+ * @param own       u32[n_blocks] out: the block of this cache that each became
+ * Errors: ESP_E_PROTO (contradictions; the cache is not empty), ESP_E_LIMIT (more than the cache takes), ESP_E_NOMEM.
+ */
+esp_status esp_kv_adopt(struct esp_kv *kv, const struct esp_kv_seq *seqs, uint32_t n_seqs, uint32_t n_blocks,
+                        uint32_t *own, struct esp_err *err);
+
+/**
+ * The same for a cache that holds the same sequences, no more and no fewer, of the same lengths and sharing the same
+ * blocks: own gets where each block lies here. Changes nothing. Errors: ESP_E_PROTO, ESP_E_NOMEM.
+ */
+esp_status esp_kv_match(const struct esp_kv *kv, const struct esp_kv_seq *seqs, uint32_t n_seqs,
+                        uint32_t n_blocks, uint32_t *own, struct esp_err *err);
 
 uint32_t esp_kv_block_tokens(const struct esp_kv *kv);
 uint32_t esp_kv_n_blocks(const struct esp_kv *kv);

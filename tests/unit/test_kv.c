@@ -334,6 +334,34 @@ static uint32_t random_append(struct esp_kv *kv, struct model *m)
     return n_copies;
 }
 
+/** The whole cache goes to another one, whose blocks are free in an order of its own, and which takes its place. */
+static void move(struct esp_kv **kv, struct model *m)
+{
+    struct esp_kv *to = make(BLOCKS, SEQS, MAX_BLOCKS);
+    uint32_t device[BLOCKS * B] = {0}, own[BLOCKS], back[BLOCKS];
+    struct esp_kv_books books;
+    struct esp_err err;
+
+    for (uint32_t i = 0; i < 6; i++)
+        grow(to, 1 + i, 1 + below(2 * B));
+    for (uint32_t i = 6, n = 1 + below(6); i > 0; i--)
+        esp_kv_free(to, 1 + (i + n) % 6);
+    assert_int_equal(esp_kv_n_seqs(to), 0);
+    assert_int_equal(esp_kv_export(&books, *kv, &err), ESP_OK);
+    assert_int_equal(books.n_seqs, esp_kv_n_seqs(*kv));
+    assert_int_equal(books.n_blocks, esp_kv_used_blocks(*kv));
+    assert_int_equal(esp_kv_adopt(to, books.seqs, books.n_seqs, books.n_blocks, own, &err), ESP_OK);
+    assert_int_equal(esp_kv_match(*kv, books.seqs, books.n_seqs, books.n_blocks, back, &err), ESP_OK);
+    for (uint32_t b = 0; b < books.n_blocks; b++) {
+        assert_int_equal(back[b], books.own[b]);
+        memcpy(device + own[b] * B, m->device + books.own[b] * B, B * sizeof device[0]);
+    }
+    memcpy(m->device, device, sizeof device);
+    esp_kv_books_finish(&books);
+    esp_kv_destroy(kv);
+    *kv = to;
+}
+
 static void test_against_model(void **state)
 {
     struct esp_kv *kv = make(BLOCKS, SEQS, MAX_BLOCKS);
@@ -366,6 +394,8 @@ static void test_against_model(void **state)
         default:
             n_copies += random_append(kv, m);
         }
+        if (below(20) == 0)
+            move(&kv, m);
         check_model(kv, m);
     }
     assert_true(n_copies > OPS / 100 && n_forks > OPS / 100); /* the run did exercise both */

@@ -55,21 +55,30 @@ esp_status esp_space_bind(struct esp_space *sp, struct esp_err *err)
     return st;
 }
 
-void esp_space_finish(struct esp_space *sp)
+void esp_space_retire(struct esp_space *sp, bool keep_act, bool keep_kv)
 {
     struct esp_vk *vk = sp->vk;
 
-    if (!vk)
-        return;
     esp_profile_destroy(&sp->profile);
     if (sp->pool)
         vkDestroyDescriptorPool(vk->dev, sp->pool, NULL);
+    sp->pool = VK_NULL_HANDLE;
+    sp->n_chunk = 0;
     esp_buf_destroy(&sp->vec, vk);
-    esp_buf_destroy(&sp->act, vk);
-    esp_buf_destroy(&sp->kv, vk);
     esp_buf_destroy(&sp->step, vk);
     esp_buf_destroy(&sp->in, vk);
-    esp_buf_destroy(&sp->out, vk);
+    if (!keep_act)
+        esp_buf_destroy(&sp->act, vk);
+    if (!keep_kv)
+        esp_buf_destroy(&sp->kv, vk);
+}
+
+void esp_space_finish(struct esp_space *sp)
+{
+    if (!sp->vk)
+        return;
+    esp_space_retire(sp, false, false);
+    esp_buf_destroy(&sp->out, sp->vk);
     memset(sp, 0, sizeof *sp);
 }
 

@@ -39,6 +39,9 @@ struct esp_space {
 esp_status esp_space_bind(struct esp_space *space, struct esp_err *err);
 void esp_space_finish(struct esp_space *space);
 
+/** Lets go of all but what a retired stage keeps: `out`, and scratch and KV cache if asked for. */
+void esp_space_retire(struct esp_space *space, bool keep_act, bool keep_kv);
+
 /** A packed matrix: y = x W^T + bias. */
 struct esp_mat {
     uint32_t n_part;

@@ -25,11 +25,14 @@ static void pending_destroy(struct esp_pending *p)
 }
 
 esp_status esp_outbox_open(struct esp_outbox *box, struct esp_net *net, const char *identity,
-                           const char *endpoint, const uint8_t *server_key, int linger_ms,
+                           const char *endpoint, const uint8_t *server_key, int hwm, int linger_ms,
                            struct esp_err *err)
 {
-    const struct esp_link_options options = {
-        .type = ESP_LINK_DIAL, .identity = identity, .linger_ms = linger_ms, .server_key = server_key};
+    const struct esp_link_options options = {.type = ESP_LINK_DIAL,
+                                             .identity = identity,
+                                             .hwm = hwm,
+                                             .linger_ms = linger_ms,
+                                             .server_key = server_key};
     esp_status st;
 
     esp_outbox_close(box);

@@ -20,9 +20,9 @@ struct esp_outbox {
     uint32_t n_pending;
 };
 
-/** Dials; what waited for the former peer is dropped. linger_ms, server_key: as in struct esp_link_options. */
+/** Dials; what waited for the former peer is dropped. server_key, hwm, linger_ms: as in struct esp_link_options. */
 esp_status esp_outbox_open(struct esp_outbox *box, struct esp_net *net, const char *identity,
-                           const char *endpoint, const uint8_t *server_key, int linger_ms,
+                           const char *endpoint, const uint8_t *server_key, int hwm, int linger_ms,
                            struct esp_err *err);
 
 /** Hangs up and drops what waits. */

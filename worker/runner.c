@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "worker/intake.h"
 #include "worker/verify.h"
 
 #define PROGRESS_NS  UINT64_C(100000000) /* between two Loading messages */
@@ -79,6 +80,7 @@ void esp_work_destroy(struct esp_work **work)
     esp_msg_finish(&(*work)->msg);
     esp_stage_out_finish(&(*work)->out);
     esp_verify_destroy(&(*work)->verify);
+    esp_stage_kv_finish(&(*work)->kv);
     free((*work)->times);
     free(*work);
     *work = NULL;
@@ -137,12 +139,17 @@ struct esp_runner {
     struct queue todo, done;
     uint32_t n_works;  /* in todo, and the one running */
     uint32_t n_places; /* in todo, but for warm ones: what is being loaded for an older one is not needed */
-    uint64_t n_bytes, kv_used;
+    uint64_t n_bytes;
+    struct esp_stage_info_out info;
     bool stop, ended;
 
     /* The thread's own. */
     struct esp_stage *stage;
-    bool dead; /* the device is: nothing more is run */
+    struct esp_stage_spec spec; /* of the placement; zeros: a spare, or none */
+    struct esp_stage *former;   /* retired: what it leaves is to be moved */
+    struct esp_intake intake;   /* KV that is to come */
+    struct queue held;          /* releases that came before it */
+    bool dead;                  /* the device is: nothing more is run */
     const struct esp_work *loading;
     uint64_t progress_ns; /* of the last Loading */
 
@@ -231,21 +238,56 @@ static struct esp_stage_spec spec_of(const struct esp_msg_place *p)
     };
 }
 
+static bool same_spec(const struct esp_stage_spec *a, const struct esp_stage_spec *b)
+{
+    return a->enc_lo == b->enc_lo && a->enc_hi == b->enc_hi && a->dec_lo == b->dec_lo &&
+           a->dec_hi == b->dec_hi && a->patch == b->patch && a->projector == b->projector &&
+           a->embed == b->embed && a->head == b->head && a->max_rows == b->max_rows &&
+           a->kv_tokens == b->kv_tokens && a->max_seqs == b->max_seqs && a->max_images == b->max_images &&
+           a->final_softcap == b->final_softcap;
+}
+
 static void run_place(struct esp_runner *r, struct esp_work *work)
 {
     const struct esp_msg_place *p = &work->msg.place;
     const struct esp_stage_spec spec = spec_of(p);
     uint64_t start = esp_now_ns();
+    uint32_t had_lo = 0, had_hi = 0;
+    bool as_it_is = false;
 
-    esp_stage_destroy(&r->stage); /* first, so that both need not fit into the device's memory at once */
-    if (p->enc_lo < p->enc_hi || p->dec_lo < p->dec_hi) {
+    esp_stage_destroy(&r->former);
+    queue_clear(&r->held);
+    if (work->carry && r->intake.n_left > 0) {
+        work->status = esp_fail(&work->err, ESP_E_PROTO, "KV of %u layers of epoch %llu has not come",
+                                r->intake.n_left, (unsigned long long)p->carry);
+    } else if (work->carry) {
+        had_lo = r->spec.dec_lo;
+        had_hi = r->spec.dec_hi;
+        as_it_is = r->stage && same_spec(&r->spec, &spec);
+        if (r->stage && !as_it_is) {
+            esp_stage_retire(r->stage);
+            r->former = r->stage;
+            r->stage = NULL;
+        }
+    }
+    if (!as_it_is) /* first, so that both need not fit into the device's memory at once */
+        esp_stage_destroy(&r->stage);
+    if (!as_it_is && !work->status && (p->enc_lo < p->enc_hi || p->dec_lo < p->dec_hi)) {
         r->loading = work;
         r->progress_ns = 0;
-        work->status = esp_stage_create(&r->stage, r->shelf, &spec, on_progress, r, &work->err);
+        work->status = esp_stage_create(&r->stage, r->shelf, &spec, r->former, on_progress, r, &work->err);
         r->loading = NULL;
-        if (!work->status)
-            esp_stage_info(r->stage, &work->info);
     }
+    if (r->stage)
+        esp_stage_info(r->stage, &work->info);
+    if (as_it_is)
+        work->info.loaded_bytes = 0;
+    if (work->status || p->n_moves == 0)
+        esp_stage_destroy(&r->former);
+    r->spec = work->status ? (struct esp_stage_spec){0} : spec;
+    memset(&r->intake, 0, sizeof r->intake);
+    if (!work->status && p->carry)
+        esp_intake_begin(&r->intake, p->dec_lo, p->dec_hi, had_lo, had_hi);
     work->load_seconds = 1e-9 * (double)(esp_now_ns() - start);
 }
 
@@ -328,6 +370,75 @@ static void wait_for_work(struct esp_runner *r)
         pthread_cond_wait(&r->wake, &r->lock);
 }
 
+/* What others may know of the stage, as it is now. */
+static void tell_info(struct esp_runner *r)
+{
+    struct esp_stage_info_out info = {0};
+
+    if (r->stage && !r->dead)
+        esp_stage_info(r->stage, &info);
+    pthread_mutex_lock(&r->lock);
+    r->info = info;
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* ---- moving ---- */
+
+static void run_export(struct esp_runner *r, struct esp_work *work)
+{
+    const uint32_t layer = work->msg.kv_blocks.layer;
+
+    if (!r->former) {
+        work->status = esp_fail(&work->err, ESP_E_PROTO, "nothing of an earlier placement is kept here");
+    } else if (work->msg.kind == ESP_MSG_ENCODE) {
+        work->status =
+            r->spec.embed
+                ? esp_fail(&work->err, ESP_E_PROTO, "picture features were not given away")
+                : esp_stage_export_features(r->former, work->msg.encode.image, &work->out, &work->err);
+    } else if (layer >= r->spec.dec_lo && layer < r->spec.dec_hi) {
+        work->status = esp_fail(&work->err, ESP_E_PROTO, "decoder layer %u was not given away", layer);
+    } else {
+        work->status = esp_stage_export_kv(r->former, layer, work->msg.kv_blocks.first, ESP_MOVE_BYTES,
+                                           &work->kv, &work->err);
+    }
+}
+
+static void run_import(struct esp_runner *r, struct esp_work *work)
+{
+    const struct esp_msg_kv_blocks *m = &work->msg.kv_blocks;
+    const void *data = work->msg.n_blobs > 0 ? work->msg.blob[0].data : NULL;
+
+    work->status = esp_intake_check(&r->intake, m, &work->from, &work->err);
+    if (!work->status)
+        work->status = esp_stage_import_kv(r->stage, m, data, &work->err);
+    if (!work->status)
+        work->layer_done = esp_intake_took(&r->intake, m, frame_bytes(work), &work->from, &work->layer_bytes);
+}
+
+/* A release before the KV is whole would have it differ from what comes: it waits. */
+static bool hold(struct esp_runner *r, struct esp_work *work)
+{
+    if (work->msg.kind != ESP_MSG_RELEASE || r->intake.n_left == 0)
+        return false;
+    pthread_mutex_lock(&r->lock);
+    r->n_works--;
+    pthread_mutex_unlock(&r->lock);
+    queue_put(&r->held, work);
+    return true;
+}
+
+static void let_go(struct esp_runner *r)
+{
+    struct esp_work *work;
+
+    while (r->intake.n_left == 0 && (work = queue_get(&r->held))) {
+        if (r->stage && !r->dead)
+            esp_stage_release(r->stage, &work->msg.release);
+        tell_info(r);
+        hand_back(r, work, false);
+    }
+}
+
 /* ---- other work ---- */
 
 static void run_encode(struct esp_runner *r, struct esp_work *work)
@@ -381,9 +492,8 @@ static void add_times(struct esp_work *work, const char *name, uint64_t begun_ns
 static void run(struct esp_runner *r, struct esp_work *work)
 {
     uint64_t begun = esp_now_ns();
-    struct esp_stage_info_out info = {0};
 
-    if (work->msg.kind != ESP_MSG_PLACE && !r->stage) {
+    if (work->msg.kind != ESP_MSG_PLACE && work->msg.kind != ESP_MSG_MOVE && !work->export && !r->stage) {
         work->status =
             esp_fail(&work->err, ESP_E_INTERNAL, "%s without a stage", esp_msg_name(work->msg.kind));
         return;
@@ -393,10 +503,28 @@ static void run(struct esp_runner *r, struct esp_work *work)
         run_place(r, work);
         break;
     case ESP_MSG_ENCODE:
+        if (work->export) {
+            run_export(r, work);
+            break;
+        }
         run_encode(r, work);
         add_times(work, r->name, begun, esp_now_ns());
         break;
+    case ESP_MSG_KV_BLOCKS:
+        if (work->export)
+            run_export(r, work);
+        else
+            run_import(r, work);
+        break;
+    case ESP_MSG_MOVE:
+        esp_stage_destroy(&r->former);
+        break;
     case ESP_MSG_STEP:
+        if (r->intake.n_left > 0) {
+            work->status =
+                esp_fail(&work->err, ESP_E_PROTO, "KV of %u layers has not come yet", r->intake.n_left);
+            break;
+        }
         work->status =
             esp_stage_step(r->stage, &work->msg.step, work->msg.blob[0].data, &work->out, &work->err);
         add_times(work, r->name, begun, esp_now_ns());
@@ -412,11 +540,7 @@ static void run(struct esp_runner *r, struct esp_work *work)
     }
     if (work->status == ESP_E_DEVICE)
         r->dead = true;
-    if (r->stage && !r->dead)
-        esp_stage_info(r->stage, &info);
-    pthread_mutex_lock(&r->lock);
-    r->kv_used = info.kv_used_blocks;
-    pthread_mutex_unlock(&r->lock);
+    tell_info(r);
 }
 
 /* Takes a piece of work and hands it back, at once or, a warm Place, later. */
@@ -424,6 +548,8 @@ static void take(struct esp_runner *r, struct esp_work *work)
 {
     uint64_t start = esp_now_ns();
 
+    if (hold(r, work))
+        return;
     if (work->msg.kind == ESP_MSG_PLACE)
         warm_supersede(r);
     if (r->dead) {
@@ -435,6 +561,7 @@ static void take(struct esp_runner *r, struct esp_work *work)
         run(r, work);
     }
     hand_back(r, work, true);
+    let_go(r);
     r->worked_ns += esp_now_ns() - start;
 }
 
@@ -462,6 +589,7 @@ static void *thread_main(void *arg)
     }
     pthread_mutex_unlock(&r->lock);
     warm_supersede(r);
+    esp_stage_destroy(&r->former);
     esp_stage_destroy(&r->stage);
     pthread_mutex_lock(&r->lock);
     r->ended = true;
@@ -488,6 +616,7 @@ esp_status esp_runner_create(struct esp_runner **out, struct esp_shelf *shelf, c
     r->log = log;
     queue_init(&r->todo);
     queue_init(&r->done);
+    queue_init(&r->held);
     r->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (r->fd < 0) {
         st = esp_fail(err, ESP_E_IO, "eventfd: %s", strerror(errno));
@@ -539,6 +668,7 @@ void esp_runner_destroy(struct esp_runner **runner)
         return;
     queue_clear(&r->todo);
     queue_clear(&r->done);
+    queue_clear(&r->held);
     pthread_cond_destroy(&r->wake);
     pthread_mutex_destroy(&r->lock);
     close(r->fd);
@@ -607,12 +737,9 @@ void esp_runner_load(struct esp_runner *r, uint32_t *n_works, uint64_t *n_bytes)
     pthread_mutex_unlock(&r->lock);
 }
 
-uint64_t esp_runner_kv_used(struct esp_runner *r)
+void esp_runner_info(struct esp_runner *r, struct esp_stage_info_out *out)
 {
-    uint64_t n;
-
     pthread_mutex_lock(&r->lock);
-    n = r->kv_used;
+    *out = r->info;
     pthread_mutex_unlock(&r->lock);
-    return n;
 }

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "proto/link.h"
 #include "proto/log.h"
 #include "proto/wire.h"
 #include "worker/shelf.h"
@@ -31,11 +32,15 @@ void esp_shared_unref(struct esp_shared *shared); /* NULL is fine; the last one 
 struct esp_work {
     struct esp_work *next;
     struct esp_msg
-        msg; /* PLACE, ENCODE, STEP, RELEASE or VERIFY; LOADING, VERIFIED and ERROR are answers alone */
+        msg; /* PLACE, ENCODE, STEP, RELEASE, KV_BLOCKS or VERIFY as received, or what to export; MOVE: all of
+                them are done; LOADING, VERIFIED and ERROR are answers alone */
     uint64_t generation; /* of the placement it belongs to, the owner's number */
     uint64_t arrived_ns; /* CLOCK_MONOTONIC */
     uint32_t n_users;    /* messages to be sent that borrow from it; the owner's alone */
     bool store_here;     /* ENCODE: features that come out stay on this worker */
+    bool carry;          /* PLACE: the stage that is here is the one of the epoch it carries */
+    bool export; /* KV_BLOCKS (layer, first) and ENCODE (image): of the placement before, to send on */
+    struct esp_peer from; /* KV_BLOCKS that came: who sent them */
 
     esp_status status;
     struct esp_err err;
@@ -43,17 +48,28 @@ struct esp_work {
     bool stored;                    /* ENCODE: the features are kept here */
     struct esp_stage_info_out info; /* PLACE; of a warm one weight_bytes and loaded_bytes alone */
     double load_seconds;            /* PLACE */
+    struct esp_stage_kv kv;         /* KV_BLOCKS exported */
+    bool layer_done;                /* KV_BLOCKS that came: all of the layer is here now, ... */
+    uint64_t layer_bytes;           /* ... so much of it */
     struct esp_verify *verify;      /* VERIFY: what the device is run for, the work's */
     bool more;                      /* VERIFY: the device is not done with it */
     uint32_t n_times;
     struct esp_stage_time *times; /* ENCODE, STEP: those it came with and this stage's own */
 };
 
+/** Bytes of a layer's KV that travel in one message, at most. */
+#define ESP_MOVE_BYTES (4u << 20)
+
 /** Zeroed but for the message, which it takes (clearing the caller's); NULL: out of memory, the message is
  * kept. */
 struct esp_work *esp_work_create(struct esp_msg *msg);
 void esp_work_destroy(struct esp_work **work);
 
+/**
+ * Carrying: a Place that carries another epoch takes the stage's KV over, and what it gives away of it is kept until MOVE
+ * comes, or the next Place. Where it asks for the very stage that is here, that one goes on. Layers of which it has no KV
+ * are waited for: steps are refused until the last block is here, and releases wait.
+ */
 struct esp_runner;
 
 /**
@@ -98,8 +114,8 @@ struct esp_work *esp_runner_take(struct esp_runner *runner);
 /** Work queued or running, and the bytes of its raw frames. */
 void esp_runner_load(struct esp_runner *runner, uint32_t *n_works, uint64_t *n_bytes);
 
-/** KV blocks in use after the last call. */
-uint64_t esp_runner_kv_used(struct esp_runner *runner);
+/** What the stage held after the last call; zeros without one. */
+void esp_runner_info(struct esp_runner *runner, struct esp_stage_info_out *out);
 
 /** Nanoseconds, CLOCK_MONOTONIC. */
 uint64_t esp_now_ns(void);

@@ -1,10 +1,11 @@
 /*
- * The worker's net thread: its loop and clock. What others say is serve_in.c, what we say serve_out.c; the check of
- * our own device is serve_verify.c.
+ * The worker's net thread: its loop and clock. What others say is serve_in.c, what we say serve_out.c; moving layers is
+ * serve_move.c, the check of our own device serve_verify.c.
  *
  * It owns every socket: the control link to the coordinator, the data link on which stages before us dial in,
- * and up to three links to stages after us. It never computes; worker/runner.h does. What may be said when is
- * the table `rules` in serve_in.c: who sent it, what, in which states; what is not in it is refused.
+ * up to three links to stages after us, and one to each worker that layers go to. It never computes; worker/runner.h
+ * does. What may be said when is the table `rules` in serve_in.c: who sent it, what, in which states; what is not in it
+ * is refused.
  *
  * Order is kept end to end: one queue into the runner, one out, one outbox a link. A message that a link
  * refuses waits in its outbox, and until it has left, no new data is taken from stages before us, so that the
@@ -80,7 +81,7 @@ static int next_clock_ms(const struct esp_serve *s)
 
 static esp_status loop(struct esp_serve *s, struct esp_err *err)
 {
-    bool waiting = false;
+    bool waiting = false, moving = false;
 
     esp_serve_hello(s);
     while (!s->end) {
@@ -98,7 +99,7 @@ static esp_status loop(struct esp_serve *s, struct esp_err *err)
             waits[2].fd = waits[1].fd;
         if (s->opt->keys && !s->joined && timeout_ms > HANDSHAKE_MS)
             timeout_ms = HANDSHAKE_MS;
-        if (waiting && timeout_ms > SEND_AGAIN_MS)
+        if ((waiting || moving) && timeout_ms > SEND_AGAIN_MS)
             timeout_ms = SEND_AGAIN_MS;
         st = esp_link_wait(waits, take_data ? 4 : 3, timeout_ms, err);
         if (st && st != ESP_E_TIMEOUT)
@@ -117,6 +118,7 @@ static esp_status loop(struct esp_serve *s, struct esp_err *err)
              i++)
             ;
         waiting = flush(s);
+        moving = esp_serve_pump_moves(s); /* two that move layers to each other must both go on reading */
         if (!s->end)
             check_clock(s);
     }
@@ -169,6 +171,7 @@ done:
     esp_outbox_close(&s->next_enc);
     esp_outbox_close(&s->features);
     esp_outbox_close(&s->next_dec);
+    esp_serve_end_moves(s);
     esp_link_destroy(&s->data);
     esp_net_destroy(&s->net);
     if (s->runner && !esp_runner_stop(s->runner, options->stop_timeout_ms)) {

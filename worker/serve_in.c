@@ -80,8 +80,8 @@ static esp_status on_error(struct esp_serve *s, enum esp_source from, struct esp
     return ESP_OK;
 }
 
-static esp_status dial(struct esp_serve *s, struct esp_outbox *box, const char *kind, const char *endpoint,
-                       const char *key_text, struct esp_err *err)
+esp_status esp_serve_dial(struct esp_serve *s, struct esp_outbox *box, const char *kind, const char *endpoint,
+                          const char *key_text, int hwm, struct esp_err *err)
 {
     char identity[ESP_MAX_NAME + 64];
     uint8_t key[ESP_KEY_BYTES] = {0};
@@ -97,7 +97,36 @@ static esp_status dial(struct esp_serve *s, struct esp_outbox *box, const char *
     /* Unlike any earlier one: what an older connection still carries must not pass for this one's. */
     snprintf(identity, sizeof identity, "%s/%s/%ld.%" PRIu64, s->opt->name, kind, (long)getpid(),
              s->generation);
-    return esp_outbox_open(box, s->net, identity, endpoint, s->opt->keys ? key : NULL, 0, err);
+    return esp_outbox_open(box, s->net, identity, endpoint, s->opt->keys ? key : NULL, hwm, 0, err);
+}
+
+/** Weights of a placement to come. What holds now stays as it is, so nothing of it changes here. */
+static esp_status on_warm(struct esp_serve *s, struct esp_msg *msg, struct esp_err *err)
+{
+    struct esp_work *work = esp_work_create(msg);
+
+    if (!work)
+        return esp_fail(err, ESP_E_NOMEM, "no memory for a placement");
+    work->generation = s->generation;
+    esp_runner_push(s->runner, work);
+    return ESP_OK;
+}
+
+/**
+ * Whether what is here is what a placement carries on. A worker that has had no placement from this coordinator has
+ * nothing to carry, which contradicts nobody.
+ */
+static esp_status check_carry(const struct esp_serve *s, const struct esp_msg_place *p, bool *carry,
+                              struct esp_err *err)
+{
+    *carry = p->carry > 0 && !s->fresh && s->epoch > 0;
+    if (*carry && p->carry != s->epoch)
+        return esp_fail(err, ESP_E_PROTO, "epoch %" PRIu64 " is to be carried on, here is %" PRIu64, p->carry,
+                        s->epoch);
+    if (*carry && s->state != ESP_READY && s->state != ESP_SPARE)
+        return esp_fail(err, ESP_E_PROTO, "epoch %" PRIu64 " is to be carried on, but this worker is %s",
+                        p->carry, state_name(s->state));
+    return ESP_OK;
 }
 
 static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
@@ -105,13 +134,16 @@ static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp
 {
     const struct esp_msg_place *p = &msg->place;
     struct esp_work *work;
-    bool layers = p->enc_lo < p->enc_hi || p->dec_lo < p->dec_hi;
+    bool layers = p->enc_lo < p->enc_hi || p->dec_lo < p->dec_hi, carry;
     esp_status st;
 
     if (!s->fresh && p->epoch <= s->epoch) {
         esp_log(s->log, ESP_LOG_WARN, "epoch=%" PRIu64 " place_ignored placed=%" PRIu64, p->epoch, s->epoch);
         return ESP_OK;
     }
+    if (p->warm)
+        return on_warm(s, msg, err);
+    st = check_carry(s, p, &carry, err);
     s->fresh = false;
     s->epoch = p->epoch;
     esp_serve_verify_stop(s);
@@ -121,21 +153,26 @@ static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp
     s->place = *p;
     s->place.next_enc = s->place.features_to = s->place.next_dec = NULL;
     s->place.next_enc_key = s->place.features_to_key = s->place.next_dec_key = NULL;
-    esp_runner_purge(s->runner);
+    if (!carry || st) /* else what is queued belongs to what lives on */
+        esp_runner_purge(s->runner);
     esp_outbox_purge(&s->control, s->generation);
+    esp_serve_end_moves(s);
     s->store_here =
         p->projector && p->embed && (!*p->features_to || strcmp(p->features_to, s->endpoint) == 0);
-    st = dial(s, &s->next_enc, "enc", p->next_enc, p->next_enc_key, err);
     if (!st)
-        st = dial(s, &s->features, "features", s->store_here ? "" : p->features_to, p->features_to_key, err);
+        st = esp_serve_dial(s, &s->next_enc, "enc", p->next_enc, p->next_enc_key, 0, err);
     if (!st)
-        st = dial(s, &s->next_dec, "dec", p->next_dec, p->next_dec_key, err);
+        st = esp_serve_dial(s, &s->features, "features", s->store_here ? "" : p->features_to,
+                            p->features_to_key, 0, err);
+    if (!st)
+        st = esp_serve_dial(s, &s->next_dec, "dec", p->next_dec, p->next_dec_key, 0, err);
     if (st)
         return st;
     work = esp_work_create(msg);
     if (!work)
         return esp_fail(err, ESP_E_NOMEM, "no memory for a placement");
     work->generation = s->generation;
+    work->carry = carry;
     s->state = layers ? ESP_LOADING : ESP_SPARE;
     esp_runner_push(s->runner, work);
     return ESP_OK;
@@ -229,6 +266,7 @@ static const struct rule {
     {ESP_FROM_CONTROL, ESP_MSG_HEARTBEAT, ESP_ANY_STATE, false, false, on_heartbeat},
     {ESP_FROM_CONTROL, ESP_MSG_BYE, ESP_ANY_STATE, false, false, on_bye},
     {ESP_FROM_CONTROL, ESP_MSG_PLACE, ESP_ANY_STATE, true, false, on_place},
+    {ESP_FROM_CONTROL, ESP_MSG_MOVE, ESP_READY | ESP_SPARE, true, true, esp_serve_on_move},
     {ESP_FROM_CONTROL, ESP_MSG_ENCODE, ESP_READY, true, true, on_encode},
     {ESP_FROM_CONTROL, ESP_MSG_STEP, ESP_READY, true, true, on_step},
     {ESP_FROM_CONTROL, ESP_MSG_RELEASE, ESP_READY, true, true, on_release},
@@ -236,6 +274,7 @@ static const struct rule {
     {ESP_FROM_DATA, ESP_MSG_ENCODE, ESP_READY, false, true, on_encode},
     {ESP_FROM_DATA, ESP_MSG_STEP, ESP_READY, false, true, on_step},
     {ESP_FROM_DATA, ESP_MSG_RELEASE, ESP_READY, false, true, on_release},
+    {ESP_FROM_DATA, ESP_MSG_KV_BLOCKS, ESP_READY, false, true, esp_serve_on_kv_blocks},
 };
 
 /** What a message is about; zeros if it is about no piece of work. */
@@ -252,6 +291,10 @@ static void subject(const struct esp_msg *msg, uint64_t *epoch, uint64_t *step, 
         *step = msg->step.id;
     } else if (msg->kind == ESP_MSG_RELEASE) {
         *epoch = msg->release.epoch;
+    } else if (msg->kind == ESP_MSG_MOVE) {
+        *epoch = msg->move.epoch;
+    } else if (msg->kind == ESP_MSG_KV_BLOCKS) {
+        *epoch = msg->kv_blocks.epoch;
     }
 }
 
@@ -283,9 +326,7 @@ static esp_status dispatch(struct esp_serve *s, enum esp_source from, struct esp
 
 /* ---- reading ---- */
 
-/** True if a line about bad data may still be logged in this second: who can connect could fill the disk
- * otherwise. */
-static bool may_log(struct esp_serve *s)
+bool esp_serve_may_log(struct esp_serve *s)
 {
     uint64_t now = esp_now_ns();
 
@@ -304,25 +345,28 @@ bool esp_serve_read_control(struct esp_serve *s)
     struct esp_msg msg;
     struct esp_err err;
     uint64_t epoch, step, image;
+    bool warm;
     esp_status st = esp_link_recv(s->control.link, NULL, &msg, &err);
 
     if (st == ESP_E_TIMEOUT)
         return false;
     s->heard_ns = esp_now_ns();
     if (st) {
-        if (may_log(s))
+        if (esp_serve_may_log(s))
             esp_log(s->log, ESP_LOG_WARN, "bad_message from=coordinator cause=\"%s\"", err.text);
         return true;
     }
     subject(&msg, &epoch, &step, &image);
+    warm = msg.kind == ESP_MSG_PLACE && msg.place.warm;
+    s->peer = NULL;
     st = dispatch(s, ESP_FROM_CONTROL, &msg, &err);
     if (st) {
-        if (may_log(s))
+        if (esp_serve_may_log(s))
             esp_log(s->log, ESP_LOG_WARN,
                     "refused from=coordinator epoch=%" PRIu64 " step=%" PRIu64 " cause=\"%s\"", epoch, step,
                     err.text);
-        if (epoch == s->epoch && epoch > 0 && msg.kind != ESP_MSG_RELEASE)
-            esp_serve_tell_error(s, st, err.text, step, image);
+        if ((epoch == s->epoch && epoch > 0 && msg.kind != ESP_MSG_RELEASE) || warm)
+            esp_serve_tell_error_of(s, epoch, st, err.text, step, image);
     }
     esp_msg_finish(&msg);
     return true;
@@ -339,10 +383,11 @@ bool esp_serve_read_data(struct esp_serve *s)
 
     if (st == ESP_E_TIMEOUT)
         return false;
+    s->peer = &peer;
     if (!st)
         st = dispatch(s, ESP_FROM_DATA, &msg, &err);
     /* Logged, not told: a stranger's message must not be able to fail a session by naming its step. */
-    if (st && may_log(s))
+    if (st && esp_serve_may_log(s))
         esp_log(s->log, ESP_LOG_WARN, "refused from=%s epoch=%" PRIu64 " cause=\"%s\"",
                 esp_peer_text(&peer, who, sizeof who), s->epoch, err.text);
     esp_msg_finish(&msg);

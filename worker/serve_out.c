@@ -10,9 +10,8 @@
 
 /* ---- sending ---- */
 
-/** Sends or keeps. What cannot even be kept fails its step or image, and that is told. */
-static void post(struct esp_serve *s, struct esp_outbox *box, const struct esp_msg *msg,
-                 struct esp_shared *blob, size_t n_bytes, struct esp_work *owner)
+void esp_serve_post(struct esp_serve *s, struct esp_outbox *box, const struct esp_msg *msg,
+                    struct esp_shared *blob, size_t n_bytes, struct esp_work *owner)
 {
     struct esp_err err;
     esp_status st;
@@ -33,20 +32,20 @@ static void post(struct esp_serve *s, struct esp_outbox *box, const struct esp_m
         esp_serve_tell_error(s, st, err.text, step, image);
 }
 
-void esp_serve_tell_error(struct esp_serve *s, esp_status code, const char *text, uint64_t step,
-                          uint64_t image)
+void esp_serve_tell_error_of(struct esp_serve *s, uint64_t epoch, esp_status code, const char *text,
+                             uint64_t step, uint64_t image)
 {
     struct esp_msg msg = {.kind = ESP_MSG_ERROR};
     struct esp_work *note;
 
     msg.error.code = code;
-    msg.error.epoch = s->epoch;
+    msg.error.epoch = epoch;
     msg.error.step = step;
     msg.error.image = image;
     note = esp_work_create(&msg); /* holds the text while the message waits */
     if (!note) {
-        esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " step=%" PRIu64 " out_of_memory lost=\"%s\"",
-                s->epoch, step, text);
+        esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " step=%" PRIu64 " out_of_memory lost=\"%s\"", epoch,
+                step, text);
         return;
     }
     esp_fail(&note->err, code, "%s", text);
@@ -58,13 +57,18 @@ void esp_serve_tell(struct esp_serve *s, struct esp_work *w)
 {
     w->generation = s->generation;
     w->n_users = 1;
-    post(s, &s->control, &w->msg, NULL, 0, w);
+    esp_serve_post(s, &s->control, &w->msg, NULL, 0, w);
     esp_work_unref(&w);
 }
 
-/** Takes malloc'ed floats out of *data and sends them with the message. */
-static void post_tensor(struct esp_serve *s, struct esp_outbox *box, const struct esp_msg *msg, float **data,
-                        uint32_t rows, uint32_t width, struct esp_work *owner)
+void esp_serve_tell_error(struct esp_serve *s, esp_status code, const char *text, uint64_t step,
+                          uint64_t image)
+{
+    esp_serve_tell_error_of(s, s->epoch, code, text, step, image);
+}
+
+void esp_serve_post_tensor(struct esp_serve *s, struct esp_outbox *box, const struct esp_msg *msg,
+                           float **data, size_t n_floats, struct esp_work *owner)
 {
     struct esp_shared *blob = esp_shared_create(*data);
 
@@ -74,7 +78,7 @@ static void post_tensor(struct esp_serve *s, struct esp_outbox *box, const struc
         return;
     }
     *data = NULL;
-    post(s, box, msg, blob, (size_t)rows * width * sizeof(float), owner);
+    esp_serve_post(s, box, msg, blob, n_floats * sizeof(float), owner);
     esp_shared_unref(blob);
 }
 
@@ -109,6 +113,7 @@ void esp_serve_check_keys(struct esp_serve *s)
         esp_outbox_close(next[i]);
         esp_serve_tell_error(s, ESP_E_ARG, err.text, 0, 0);
     }
+    esp_serve_check_moves(s);
 }
 
 void esp_serve_hello(struct esp_serve *s)
@@ -131,7 +136,7 @@ void esp_serve_hello(struct esp_serve *s)
     s->hello_ns = esp_now_ns();
     s->hello_wait_ns = HELLO_AGAIN_MS * ESP_NS_A_MS;
     st = esp_outbox_open(&s->control, s->net, keys ? identity : s->opt->name, s->opt->connect,
-                         keys ? keys->coordinator : NULL, LINGER_MS, &err);
+                         keys ? keys->coordinator : NULL, 0, LINGER_MS, &err);
     if (st) {
         esp_serve_end(s, st, err.text);
         return;
@@ -159,12 +164,16 @@ void esp_serve_lose(struct esp_serve *s, const char *why)
 void esp_serve_beat(struct esp_serve *s, uint64_t echo)
 {
     struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
+    struct esp_stage_info_out info;
     uint64_t n_bytes;
 
     msg.heartbeat.epoch =
         s->fresh ? 0 : s->epoch; /* an epoch of another conversation means nothing in this one */
     esp_runner_load(s->runner, &msg.heartbeat.n_queued, &n_bytes);
-    msg.heartbeat.kv_used_blocks = esp_runner_kv_used(s->runner);
+    esp_runner_info(s->runner, &info);
+    msg.heartbeat.kv_used_blocks = info.kv_used_blocks;
+    msg.heartbeat.n_seqs = info.n_seqs;
+    msg.heartbeat.n_images = info.n_images;
     msg.heartbeat.echo = echo;
     s->beat_ns = esp_now_ns();
     esp_outbox_try(&s->control, &msg,
@@ -172,6 +181,32 @@ void esp_serve_beat(struct esp_serve *s, uint64_t echo)
 }
 
 /* ---- what the runner hands back ---- */
+
+/** A placement to come, whose weights were loaded ahead. */
+static void warmed(struct esp_serve *s, struct esp_work *w)
+{
+    const struct esp_msg_place *p = &w->msg.place;
+    struct esp_msg msg = {.kind = ESP_MSG_WARMED};
+
+    if (w->status == ESP_E_CANCELLED) { /* by the coordinator's next one: nobody waits for an answer */
+        esp_log(s->log, ESP_LOG_DEBUG, "epoch=%" PRIu64 " warm_dropped", p->epoch);
+        return;
+    }
+    if (w->status) {
+        esp_log(s->log, ESP_LOG_WARN, "epoch=%" PRIu64 " warm_failed cause=\"%s\"", p->epoch, w->err.text);
+        esp_serve_tell_error_of(s, p->epoch, w->status, w->err.text, 0, 0);
+        return;
+    }
+    msg.warmed.epoch = p->epoch;
+    msg.warmed.loaded_bytes = w->info.loaded_bytes;
+    msg.warmed.weight_bytes = w->info.weight_bytes;
+    msg.warmed.seconds = w->load_seconds;
+    esp_log(s->log, ESP_LOG_INFO,
+            "epoch=%" PRIu64 " warm encoder=[%u,%u) decoder=[%u,%u) loaded_mib=%" PRIu64 " seconds=%.2f",
+            p->epoch, p->enc_lo, p->enc_hi, p->dec_lo, p->dec_hi, w->info.loaded_bytes >> 20,
+            w->load_seconds);
+    esp_serve_post(s, &s->control, &msg, NULL, 0, w);
+}
 
 static void placed(struct esp_serve *s, struct esp_work *w)
 {
@@ -201,7 +236,7 @@ static void placed(struct esp_serve *s, struct esp_work *w)
             w->info.weight_bytes >> 20, w->info.loaded_bytes >> 20,
             (w->info.weight_bytes - w->info.loaded_bytes) >> 20, w->info.kv_bytes >> 20,
             w->info.scratch_bytes >> 20, w->load_seconds);
-    post(s, &s->control, &msg, NULL, 0, w);
+    esp_serve_post(s, &s->control, &msg, NULL, 0, w);
 }
 
 static void send_traces(struct esp_serve *s, struct esp_work *w, uint64_t step, uint64_t image)
@@ -216,7 +251,7 @@ static void send_traces(struct esp_serve *s, struct esp_work *w, uint64_t step, 
         msg.trace.name = t->name;
         msg.trace.rows = t->rows;
         msg.trace.width = t->width;
-        post_tensor(s, &s->control, &msg, &t->data, t->rows, t->width, w);
+        esp_serve_post_tensor(s, &s->control, &msg, &t->data, (size_t)t->rows * t->width, w);
     }
 }
 
@@ -238,7 +273,7 @@ static void encoded(struct esp_serve *s, struct esp_work *w)
         msg.stored.image = m->image;
         msg.stored.n_times = w->times ? w->n_times : m->n_times;
         msg.stored.times = w->times ? w->times : m->times;
-        post(s, &s->control, &msg, NULL, 0, w);
+        esp_serve_post(s, &s->control, &msg, NULL, 0, w);
         return;
     }
     msg.kind = ESP_MSG_ENCODE;
@@ -248,8 +283,8 @@ static void encoded(struct esp_serve *s, struct esp_work *w)
     msg.encode.width = w->out.width;
     msg.encode.n_times = w->times ? w->n_times : m->n_times;
     msg.encode.times = w->times ? w->times : m->times;
-    post_tensor(s, w->out.payload == ESP_PAYLOAD_FEATURES ? &s->features : &s->next_enc, &msg, &w->out.rows,
-                w->out.n_rows, w->out.width, w);
+    esp_serve_post_tensor(s, w->out.payload == ESP_PAYLOAD_FEATURES ? &s->features : &s->next_enc, &msg,
+                          &w->out.rows, (size_t)w->out.n_rows * w->out.width, w);
 }
 
 static void stepped(struct esp_serve *s, struct esp_work *w)
@@ -269,7 +304,7 @@ static void stepped(struct esp_serve *s, struct esp_work *w)
             msg.release.epoch = m->epoch;
             msg.release.n_seqs = m->n_free;
             msg.release.seqs = m->free;
-            post(s, &s->next_dec, &msg, NULL, 0, w);
+            esp_serve_post(s, &s->next_dec, &msg, NULL, 0, w);
         }
         return;
     }
@@ -285,9 +320,10 @@ static void stepped(struct esp_serve *s, struct esp_work *w)
         msg.result.n_times = n_times;
         msg.result.times = times;
         if (w->out.n_full > 0)
-            post_tensor(s, &s->control, &msg, &w->out.full, w->out.n_full, w->out.vocab, w);
+            esp_serve_post_tensor(s, &s->control, &msg, &w->out.full, (size_t)w->out.n_full * w->out.vocab,
+                                  w);
         else
-            post(s, &s->control, &msg, NULL, 0, w);
+            esp_serve_post(s, &s->control, &msg, NULL, 0, w);
         return;
     }
     msg.kind = ESP_MSG_STEP;
@@ -297,7 +333,7 @@ static void stepped(struct esp_serve *s, struct esp_work *w)
     msg.step.width = w->out.width;
     msg.step.n_times = n_times;
     msg.step.times = times;
-    post_tensor(s, &s->next_dec, &msg, &w->out.rows, w->out.n_rows, w->out.width, w);
+    esp_serve_post_tensor(s, &s->next_dec, &msg, &w->out.rows, (size_t)w->out.n_rows * w->out.width, w);
 }
 
 static void released(struct esp_serve *s, struct esp_work *w)
@@ -307,7 +343,7 @@ static void released(struct esp_serve *s, struct esp_work *w)
     if (!s->next_dec.link)
         return;
     msg.release = w->msg.release;
-    post(s, &s->next_dec, &msg, NULL, 0, w);
+    esp_serve_post(s, &s->next_dec, &msg, NULL, 0, w);
 }
 
 void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
@@ -321,7 +357,14 @@ void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
         if (w->status == ESP_E_DEVICE)
             esp_serve_tell_error(s, w->status, w->err.text, 0, 0);
     } else if (w->msg.kind == ESP_MSG_PLACE) {
-        placed(s, w);
+        if (w->msg.place.warm)
+            warmed(s, w);
+        else
+            placed(s, w);
+    } else if (w->export) {
+        esp_serve_exported(s, w);
+    } else if (w->msg.kind == ESP_MSG_KV_BLOCKS) {
+        esp_serve_imported(s, w);
     } else if (w->msg.kind == ESP_MSG_ENCODE) {
         encoded(s, w);
     } else if (w->msg.kind == ESP_MSG_STEP) {
@@ -329,7 +372,7 @@ void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
     } else if (w->msg.kind == ESP_MSG_RELEASE) {
         released(s, w);
     } else if (w->msg.kind == ESP_MSG_VERIFIED) {
-        post(s, &s->control, &w->msg, NULL, 0, w);
+        esp_serve_post(s, &s->control, &w->msg, NULL, 0, w);
     } else if (w->msg.kind == ESP_MSG_LOADING && s->joined) {
         esp_outbox_try(&s->control, &w->msg, NULL); /* another one follows */
     }

@@ -1,6 +1,7 @@
 /**
  * What the parts of a worker's conversation share: serve.c (loop and clock), serve_in.c (what others say),
- * serve_out.c (what we say), serve_verify.c (the check of our device). For these alone; everything here belongs to the net thread.
+ * serve_out.c (what we say), serve_move.c (layers that go and come with their KV), serve_verify.c (the check of our
+ * device). For these alone; everything here belongs to the net thread.
  */
 #ifndef ESP_WORKER_SERVE_STATE_H
 #define ESP_WORKER_SERVE_STATE_H
@@ -13,6 +14,8 @@
 #define ESP_NS_A_MS UINT64_C(1000000)
 
 enum esp_source { ESP_FROM_CONTROL, ESP_FROM_DATA };
+
+struct esp_move; /* serve_move.c */
 
 enum esp_state {
     ESP_IDLE = 1,    /* nothing placed, or the placement failed */
@@ -45,9 +48,12 @@ struct esp_serve {
     enum esp_state state;
     uint64_t epoch, generation;
     uint64_t last_step;
-    struct esp_msg_place place; /* the present one; its strings are not kept (NULL) */
-    bool store_here;            /* features go to this very worker */
-    struct esp_check *check;    /* under way, or being stopped; NULL: none */
+    struct esp_msg_place place;  /* the present one; its strings are not kept (NULL) */
+    bool store_here;             /* features go to this very worker */
+    struct esp_move *moves;      /* asked for in this placement, in order, those that are done too */
+    uint32_t n_moves;            /* of them */
+    const struct esp_peer *peer; /* whose message is being handled; NULL: the coordinator's */
+    struct esp_check *check;     /* under way, or being stopped; NULL: none */
 
     bool end;
     esp_status end_status;
@@ -73,7 +79,19 @@ void esp_serve_beat(struct esp_serve *s, uint64_t echo);
 /** The coordinator is gone or knows us no more. The stage stays as it is; the clock says Hello again. */
 void esp_serve_lose(struct esp_serve *s, const char *why);
 
-/** Error to the coordinator, of the present epoch; step and image 0: the placement failed. */
+/** Sends or keeps. What cannot even be kept fails its step or image, and that is told. */
+void esp_serve_post(struct esp_serve *s, struct esp_outbox *box, const struct esp_msg *msg,
+                    struct esp_shared *blob, size_t n_bytes, struct esp_work *owner);
+
+/** Takes malloc'ed floats out of *data and sends them with the message. */
+void esp_serve_post_tensor(struct esp_serve *s, struct esp_outbox *box, const struct esp_msg *msg,
+                           float **data, size_t n_floats, struct esp_work *owner);
+
+/** Error to the coordinator, of an epoch; step and image 0: the placement failed. */
+void esp_serve_tell_error_of(struct esp_serve *s, uint64_t epoch, esp_status code, const char *text,
+                             uint64_t step, uint64_t image);
+
+/** The same of the present epoch. */
 void esp_serve_tell_error(struct esp_serve *s, esp_status code, const char *text, uint64_t step,
                           uint64_t image);
 
@@ -100,11 +118,38 @@ void esp_serve_verify_finish(struct esp_serve *s);
 
 /* ---- serve_in.c ---- */
 
+/** Dials another stage's data socket, unless the endpoint is "". kind: what for; hwm as in struct esp_link_options. */
+esp_status esp_serve_dial(struct esp_serve *s, struct esp_outbox *box, const char *kind, const char *endpoint,
+                          const char *key_text, int hwm, struct esp_err *err);
+
+/** True if a line about bad data may still be logged in this second: who can connect could fill the disk otherwise. */
+bool esp_serve_may_log(struct esp_serve *s);
+
 /** Whether work from there may be queued. */
 bool esp_serve_has_room(struct esp_serve *s, enum esp_source from);
 
 /** Takes one message; false: there was none. */
 bool esp_serve_read_control(struct esp_serve *s);
 bool esp_serve_read_data(struct esp_serve *s);
+
+/* ---- serve_move.c ---- */
+
+esp_status esp_serve_on_move(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                             struct esp_err *err);
+esp_status esp_serve_on_kv_blocks(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                                  struct esp_err *err);
+
+/** What the runner hands back of them: a piece to send on, or what became of one that came. */
+void esp_serve_exported(struct esp_serve *s, struct esp_work *work);
+void esp_serve_imported(struct esp_serve *s, struct esp_work *work);
+
+/** Sends what waits, and asks the runner for the next piece. True: call again soon. */
+bool esp_serve_pump_moves(struct esp_serve *s);
+
+/** Links that a key was refused on end in an Error; no keys: nothing. */
+void esp_serve_check_moves(struct esp_serve *s);
+
+/** Drops all moves and hangs up. */
+void esp_serve_end_moves(struct esp_serve *s);
 
 #endif

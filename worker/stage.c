@@ -56,7 +56,7 @@ static uint64_t other_bytes(const struct esp_stage *s)
 }
 
 /* Buffers but the weights, after checking the whole plan against the device's budget. */
-static esp_status space_create(struct esp_stage *s, struct esp_err *err)
+static esp_status space_create(struct esp_stage *s, struct esp_stage *former, struct esp_err *err)
 {
     const struct esp_layout *at = &s->ps.at;
     const uint32_t rows = s->spec.max_rows > s->c->vision.n_token ? s->spec.max_rows : s->c->vision.n_token;
@@ -64,9 +64,11 @@ static esp_status space_create(struct esp_stage *s, struct esp_err *err)
     const uint32_t max_table = s->spec.max_seqs * blocks_a_seq + at->n_vision_blocks;
     const size_t step_bytes = esp_batch_n_words(rows, s->spec.max_seqs, max_table) * 4;
     struct esp_vk *vk = s->vk;
-    uint64_t beside = esp_shelf_beside(s->shelf, &s->spec);
-    esp_status st;
+    uint64_t beside;
+    esp_status st = ESP_OK;
 
+    esp_stage_take_buffers(s, former);
+    beside = esp_shelf_beside(s->shelf, &s->spec); /* what the former one keeps is there */
     s->kv_bytes = at->kv_texels * 16;
     s->scratch_bytes = at->act_texels * 16 + at->in_bytes + at->out_bytes + step_bytes;
     s->weight_bytes = s->weights.n_bytes;
@@ -79,9 +81,10 @@ static esp_status space_create(struct esp_stage *s, struct esp_err *err)
                         (double)beside / (1 << 20));
     esp_shelf_use(s->shelf, &s->spec, other_bytes(s));
     s->on_shelf = true;
-    st = esp_buf_create(&s->space.act, vk, ESP_BUF_DEVICE, at->act_texels * 16, VK_FORMAT_R32G32B32A32_SFLOAT,
-                        "scratch", err);
-    if (!st)
+    if (!s->took_act)
+        st = esp_buf_create(&s->space.act, vk, ESP_BUF_DEVICE, at->act_texels * 16,
+                            VK_FORMAT_R32G32B32A32_SFLOAT, "scratch", err);
+    if (!st && !s->took_kv)
         st = esp_buf_create(&s->space.kv, vk, ESP_BUF_DEVICE, at->kv_texels * 16,
                             VK_FORMAT_R32G32B32A32_SFLOAT, "KV cache", err);
     if (!st)
@@ -107,8 +110,10 @@ static esp_status space_clear(struct esp_stage *s, struct esp_err *err)
 
     if (st)
         return st;
-    vkCmdFillBuffer(cmd, s->space.act.buf, 0, VK_WHOLE_SIZE, 0);
-    vkCmdFillBuffer(cmd, s->space.kv.buf, 0, VK_WHOLE_SIZE, 0);
+    if (!s->took_act)
+        vkCmdFillBuffer(cmd, s->space.act.buf, 0, VK_WHOLE_SIZE, 0);
+    if (!s->took_kv)
+        vkCmdFillBuffer(cmd, s->space.kv.buf, 0, VK_WHOLE_SIZE, 0);
     return esp_cmd_once_run(&cmd, s->vk, err);
 }
 
@@ -116,7 +121,8 @@ static esp_status books_create(struct esp_stage *s, uint32_t n_blocks, struct es
 {
     esp_status st = ESP_OK;
 
-    s->images = calloc(s->spec.max_images + 1, sizeof *s->images);
+    if (!s->images) /* or they came with their buffer */
+        s->images = calloc(s->spec.max_images + 1, sizeof *s->images);
     s->slots = calloc(s->spec.max_rows / s->c->vision.n_token + 1, sizeof *s->slots);
     s->vision_table = calloc(s->ps.at.n_vision_blocks + 1, sizeof *s->vision_table);
     s->appends = calloc(s->spec.max_seqs + 1, sizeof *s->appends);
@@ -124,15 +130,15 @@ static esp_status books_create(struct esp_stage *s, uint32_t n_blocks, struct es
         return esp_fail(err, ESP_E_NOMEM, "the stage's books");
     for (uint32_t i = 0; i < s->ps.at.n_vision_blocks; i++)
         s->vision_table[i] = i;
-    if (n_blocks)
+    if (n_blocks && !s->kv)
         st = esp_kv_create(&s->kv, n_blocks, ESP_KV_BLOCK, s->spec.max_seqs,
                            (uint32_t)(esp_round_up(s->spec.max_rows, ESP_KV_BLOCK) / ESP_KV_BLOCK), err);
     return st;
 }
 
 esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
-                            const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
-                            struct esp_err *err)
+                            const struct esp_stage_spec *spec, struct esp_stage *former,
+                            esp_load_progress progress, void *progress_arg, struct esp_err *err)
 {
     struct esp_stage *s = calloc(1, sizeof *s);
     uint32_t n_blocks = 0;
@@ -161,11 +167,11 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
         n_blocks = (uint32_t)(esp_round_up(spec->kv_tokens, ESP_KV_BLOCK) / ESP_KV_BLOCK);
     if ((st = esp_layout_plan(&s->ps.at, s->c, spec, n_blocks, err)) ||
         (st = esp_weights_plan(&s->weights, shelf, spec, spec->max_rows, err)) ||
-        (st = space_create(s, err)) ||
+        (st = space_create(s, former, err)) ||
         (st = esp_weights_load(&s->weights, &s->space, shelf, spec, spec->max_rows, progress, progress_arg,
                                err)) ||
         (st = space_clear(s, err)) || (st = books_create(s, n_blocks, err)) ||
-        (st = esp_space_bind(&s->space, err)))
+        (former && (st = esp_stage_inherit(s, former, err))) || (st = esp_space_bind(&s->space, err)))
         goto done;
     if (s->vk->profile && (st = esp_profile_create(&s->space.profile, s->vk, err)))
         goto done;
@@ -184,6 +190,13 @@ done:
     return st;
 }
 
+void esp_stage_leave_shelf(struct esp_stage *s)
+{
+    if (s->on_shelf)
+        esp_shelf_leave(s->shelf, &s->spec, other_bytes(s));
+    s->on_shelf = false;
+}
+
 void esp_stage_destroy(struct esp_stage **sp)
 {
     struct esp_stage *s = *sp;
@@ -193,8 +206,8 @@ void esp_stage_destroy(struct esp_stage **sp)
     vkDeviceWaitIdle(s->vk->dev);
     esp_profile_log(s->space.profile, s->vk->log);
     esp_programs_finish(&s->ps, s->vk);
-    if (s->on_shelf)
-        esp_shelf_leave(s->shelf, &s->spec, other_bytes(s));
+    esp_stage_leave_shelf(s);
+    esp_stage_drop_rest(s);
     esp_weights_finish(&s->weights);
     esp_space_finish(&s->space);
     esp_kv_destroy(&s->kv);

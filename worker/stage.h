@@ -15,6 +15,7 @@
 #include "model/checkpoint.h"
 #include "proto/status.h"
 #include "proto/wire.h"
+#include "worker/kv.h"
 
 struct esp_vk;    /* an opened device: worker/vk_device.h */
 struct esp_shelf; /* the weights it holds: worker/shelf.h */
@@ -45,12 +46,16 @@ esp_status esp_stage_spec_check(const struct esp_stage_spec *spec, const struct 
  * on the shelf for the next one, unless memory was the cause. A spare leaves the shelf as it is.
  *
  * @param shelf  with its device and checkpoint borrowed for the stage's life
+ * @param former  NULL, or a retired stage on the same shelf, whose sequences live on in this one: their
+ *                KV of decoder layers that both have, and picture features where both have `embed`, are taken over. The
+ *                KV of other layers comes by esp_stage_import_kv, before any step. After a failure the former one is good
+ *                for nothing but destroy.
  * Errors: ESP_E_ARG (spec contradicts the model), ESP_E_NOMEM (names what was needed and what there is),
  * ESP_E_CANCELLED (progress returned false), what the shelf's `need` said, ESP_E_DEVICE.
  */
 esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
-                            const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
-                            struct esp_err *err);
+                            const struct esp_stage_spec *spec, struct esp_stage *former,
+                            esp_load_progress progress, void *progress_arg, struct esp_err *err);
 void esp_stage_destroy(struct esp_stage **stage);
 
 /** What it was made for, and whose weights it has; borrowed. */
@@ -130,5 +135,44 @@ esp_status esp_stage_step(struct esp_stage *stage, const struct esp_msg_step *ms
 
 /** Forgets sequences and images; unknown ids are fine. */
 void esp_stage_release(struct esp_stage *stage, const struct esp_msg_release *msg);
+
+/* ---- moving (stage_move.c) ---- */
+
+/**
+ * Lets go of all but what the next placement may take over or another worker be sent: books, KV cache, features. From
+ * here on it may be a former stage in esp_stage_create, exported from and destroyed, no more.
+ */
+void esp_stage_retire(struct esp_stage *stage);
+
+/** A piece of one layer's KV cache on its way. */
+struct esp_stage_kv {
+    struct esp_msg_kv_blocks msg; /* but for the epoch; seqs are of `books` */
+    float *data; /* f32[n_blocks, block_tokens, width], malloc'ed; NULL where n_blocks is 0 */
+    struct esp_kv_books books;
+};
+void esp_stage_kv_finish(struct esp_stage_kv *piece); /* a zeroed one is fine */
+
+/**
+ * Blocks of a layer as they are stored, bit for bit, from number `first` on: as many as max_bytes hold, at least one if
+ * there is one.
+ * @param layer  of the model
+ * Errors: ESP_E_PROTO (the stage has no such layer or block, or its KV was handed on), ESP_E_NOMEM, ESP_E_DEVICE.
+ */
+esp_status esp_stage_export_kv(struct esp_stage *stage, uint32_t layer, uint32_t first, size_t max_bytes,
+                               struct esp_stage_kv *out, struct esp_err *err);
+
+/**
+ * Puts such blocks into a layer. A stage that took no decoder layers over makes its sequences from the first message;
+ * all others must tell of the same ones.
+ * @param data  msg's frame, of any alignment; its size was checked against msg
+ * Errors: ESP_E_PROTO (not this stage's layers, sizes or sequences), ESP_E_LIMIT (more than the cache takes),
+ * ESP_E_NUMBERS (no finite numbers), all with nothing changed; ESP_E_NOMEM, ESP_E_DEVICE.
+ */
+esp_status esp_stage_import_kv(struct esp_stage *stage, const struct esp_msg_kv_blocks *msg, const void *data,
+                               struct esp_err *err);
+
+/** A picture's features as they were stored: rows of out, payload FEATURES. Errors: as esp_stage_export_kv. */
+esp_status esp_stage_export_features(struct esp_stage *stage, uint64_t image, struct esp_stage_out *out,
+                                     struct esp_err *err);
 
 #endif

@@ -29,6 +29,9 @@ struct esp_stage {
     uint64_t weight_bytes, kv_bytes, scratch_bytes;
     bool stepping; /* the sealed batch is a step's, not a picture's */
     bool lost;
+    bool took_kv, took_act; /* these buffers, and what is in them, are a former stage's */
+    uint64_t rest_bytes;    /* retired: what it keeps on the device, as the shelf counts it */
+    bool has_books;         /* kv holds the placement's sequences; false: it has yet to be told of them */
 };
 
 /**
@@ -52,5 +55,19 @@ esp_status esp_stage_no_number(struct esp_stage *stage, struct esp_err *err, con
 
 /** Which features slot holds an image (0: a free one); ESP_NONE if none does. */
 uint32_t esp_stage_image_slot(const struct esp_stage *stage, uint64_t image);
+
+/** Uses no weights any more. The device must be done with them. */
+void esp_stage_leave_shelf(struct esp_stage *stage);
+
+/* ---- stage_move.c ---- */
+
+/** Takes those buffers of a retired stage over that lie just as this one's will, and its books with them. */
+void esp_stage_take_buffers(struct esp_stage *stage, struct esp_stage *former);
+
+/** What a retired stage keeps is not to be counted on the shelf any more; the buffers are the caller's affair. */
+void esp_stage_drop_rest(struct esp_stage *stage);
+
+/** Copies the rest: books, KV of the layers that both have, features. Leaves with `former` what only it has. */
+esp_status esp_stage_inherit(struct esp_stage *stage, struct esp_stage *former, struct esp_err *err);
 
 #endif

@@ -244,6 +244,12 @@ void rig_join(struct rig *rig, int n)
 
 void rig_place(struct rig *rig, int i, const struct rig_place *p)
 {
+    rig_place_on(rig, i, p, 0, 0, false);
+}
+
+void rig_place_on(struct rig *rig, int i, const struct rig_place *p, uint64_t carry, uint32_t n_moves,
+                  bool warm)
+{
     bool enc = p->enc_lo < p->enc_hi, dec = p->dec_lo < p->dec_hi;
     struct esp_msg msg = {.kind = ESP_MSG_PLACE};
 
@@ -264,6 +270,9 @@ void rig_place(struct rig *rig, int i, const struct rig_place *p)
         .kv_tokens = p->kv_tokens ? p->kv_tokens : 256,
         .max_seqs = 16,
         .max_images = 8,
+        .carry = carry,
+        .n_moves = n_moves,
+        .warm = warm,
     };
     rig_send(rig, i, &msg);
 }

@@ -86,6 +86,10 @@ struct rig_place {
 };
 void rig_place(struct rig *rig, int i, const struct rig_place *place);
 
+/** The same for a placement that carries another epoch on, or is loaded ahead. */
+void rig_place_on(struct rig *rig, int i, const struct rig_place *place, uint64_t carry, uint32_t n_moves,
+                  bool warm);
+
 /** Splits 4 encoder and 6 decoder layers over workers 0 .. n-1 and waits for every Ready. */
 void rig_place_all(struct rig *rig, int n, uint64_t epoch);
 

@@ -67,7 +67,7 @@ static struct esp_stage *stage_open(struct esp_shelf *shelf, const struct esp_st
     struct esp_stage *stage;
     struct esp_err err = {0};
 
-    esp_must(esp_stage_create(&stage, shelf, spec, NULL, NULL, &err), &err);
+    esp_must(esp_stage_create(&stage, shelf, spec, NULL, NULL, NULL, &err), &err);
     return stage;
 }
 
@@ -300,7 +300,7 @@ static void test_budget(void **state)
     esp_stage_destroy(&stage);
 
     vk->report.memory_bytes = in_use - 1; /* as many layers, as much of everything */
-    assert_int_equal(esp_stage_create(&none, shelf, &all, NULL, NULL, &err), ESP_E_NOMEM);
+    assert_int_equal(esp_stage_create(&none, shelf, &all, NULL, NULL, NULL, &err), ESP_E_NOMEM);
     assert_non_null(strstr(err.text, "MiB of KV cache"));
     assert_null(none);
     vk->report.memory_bytes = in_use + layer; /* with what `now` left behind it would be too much */
@@ -337,7 +337,7 @@ static void test_device_full(void **state)
     check_like_fresh(stage, &now);
     esp_stage_destroy(&stage);
     vk->max_alloc_bytes = layer - 1;
-    assert_int_equal(esp_stage_create(&none, shelf, &next, NULL, NULL, &err), ESP_E_NOMEM);
+    assert_int_equal(esp_stage_create(&none, shelf, &next, NULL, NULL, NULL, &err), ESP_E_NOMEM);
     vk->max_alloc_bytes = max;
     stage = stage_open(shelf, &next);
     assert_int_equal(info(stage).loaded_bytes, table + 3 * layer);
@@ -378,7 +378,7 @@ static void test_source(void **state)
     struct esp_err err = {0};
 
     /* the table and a layer are there when the second layer fails */
-    assert_int_equal(esp_stage_create(&stage, shelf, &spec, NULL, NULL, &err), ESP_E_IO);
+    assert_int_equal(esp_stage_create(&stage, shelf, &spec, NULL, NULL, NULL, &err), ESP_E_IO);
     assert_string_equal(err.text, "the link broke");
     assert_int_equal(source.not_yet, 0);
     stage = stage_open(shelf, &spec);
@@ -417,11 +417,13 @@ static void test_given_up(void **state)
     struct esp_err err = {0};
     uint64_t done = 1;
 
-    assert_int_equal(esp_stage_create(&stage, shelf, &spec, stop_at_once, &done, &err), ESP_E_CANCELLED);
+    assert_int_equal(esp_stage_create(&stage, shelf, &spec, NULL, stop_at_once, &done, &err),
+                     ESP_E_CANCELLED);
     assert_null(stage);
     assert_int_equal(done, 0);
     source.not_yet = 0;
-    assert_int_equal(esp_stage_create(&stage, shelf, &spec, stop_at_once, &done, &err), ESP_E_CANCELLED);
+    assert_int_equal(esp_stage_create(&stage, shelf, &spec, NULL, stop_at_once, &done, &err),
+                     ESP_E_CANCELLED);
     assert_true(done > 0);
     stage = stage_open(shelf, &spec);
     assert_int_equal(info(stage).loaded_bytes, table_bytes(shelf) + 4 * layer_bytes(shelf, 0) - done);

@@ -331,7 +331,7 @@ static void test_no_number(void **state)
 
     assert_true(rows && first);
     esp_must(esp_shelf_create(&shelf, vk, ck, NULL, NULL, &err), &err);
-    esp_must(esp_stage_create(&stage, shelf, &spec, NULL, NULL, &err), &err);
+    esp_must(esp_stage_create(&stage, shelf, &spec, NULL, NULL, NULL, &err), &err);
     for (int round = 0; round < 3; round++) {
         const uint32_t n = round == 1 ? 64 : 33; /* the bad step fills what the good ones leave masked */
         const struct esp_seq_rows seq = {.seq = id, .n_tok = n, .n_prefix = n};

@@ -14,26 +14,7 @@
 #include "tests/sim/sim_device.h"
 #include "tests/sim/sim_model.h"
 #include "tests/sim/sim_shelf.h"
-#include "worker/kv.h"
-#include "worker/stage.h"
-
-#define BLOCK 32u /* tokens of a KV block */
-#define NONE  UINT32_MAX
-
-struct esp_stage {
-    struct esp_shelf *shelf;
-    bool on_shelf;
-    struct sim_device *device;
-    const struct esp_config *c;
-    struct esp_stage_spec spec;
-    uint32_t n_enc, n_dec; /* layers here */
-    struct esp_kv *kv;     /* NULL without decoder layers */
-    uint64_t *cell;        /* [n_blocks, BLOCK, n_dec] */
-    struct esp_kv_append *appends;
-    uint64_t *images;   /* [max_images] ids; 0: free */
-    uint64_t *features; /* [max_images, N] rows */
-    uint64_t weight_bytes, kv_bytes, scratch_bytes, loaded_bytes;
-};
+#include "tests/sim/sim_stage.h"
 
 /* ---- time ---- */
 
@@ -104,7 +85,7 @@ static esp_status plan(struct esp_stage *s, struct esp_err *err)
     if (st)
         return st;
     s->weight_bytes = sim_shelf_bytes(s->shelf, p);
-    s->kv_bytes = (uint64_t)s->n_dec * esp_round_up(p->kv_tokens, BLOCK) * c.kv_token_bytes;
+    s->kv_bytes = (uint64_t)s->n_dec * esp_round_up(p->kv_tokens, SIM_BLOCK) * c.kv_token_bytes;
     s->scratch_bytes = (s->n_enc ? c.enc_scratch_bytes : 0) + (s->n_dec ? c.dec_scratch_bytes : 0);
     if (s->weight_bytes + s->kv_bytes + s->scratch_bytes + sim_shelf_beside(s->shelf, p) >
         s->device->vk.report.memory_bytes)
@@ -115,11 +96,11 @@ static esp_status plan(struct esp_stage *s, struct esp_err *err)
 }
 
 esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
-                            const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
-                            struct esp_err *err)
+                            const struct esp_stage_spec *spec, struct esp_stage *former,
+                            esp_load_progress progress, void *progress_arg, struct esp_err *err)
 {
     struct esp_stage *s = calloc(1, sizeof *s);
-    const uint32_t n_blocks = (uint32_t)(esp_round_up(spec->kv_tokens, BLOCK) / BLOCK);
+    const uint32_t n_blocks = (uint32_t)(esp_round_up(spec->kv_tokens, SIM_BLOCK) / SIM_BLOCK);
     esp_status st = ESP_OK;
 
     *out = NULL;
@@ -140,14 +121,17 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
     s->images = calloc(spec->max_images + 1, sizeof *s->images);
     s->features = calloc((size_t)spec->max_images * s->c->vision.n_token + 1, sizeof *s->features);
     s->appends = calloc(spec->max_seqs + 1, sizeof *s->appends);
-    s->cell = calloc((size_t)n_blocks * BLOCK * s->n_dec + 1, sizeof *s->cell);
+    s->cell = calloc((size_t)n_blocks * SIM_BLOCK * s->n_dec + 1, sizeof *s->cell);
     if (!s->images || !s->features || !s->appends || !s->cell) {
         st = esp_fail(err, ESP_E_NOMEM, "a simulated stage's books");
         goto done;
     }
     if (s->n_dec)
-        st = esp_kv_create(&s->kv, n_blocks, BLOCK, spec->max_seqs,
-                           (uint32_t)(esp_round_up(spec->max_rows, BLOCK) / BLOCK), err);
+        st = esp_kv_create(&s->kv, n_blocks, SIM_BLOCK, spec->max_seqs,
+                           (uint32_t)(esp_round_up(spec->max_rows, SIM_BLOCK) / SIM_BLOCK), err);
+    if (st)
+        goto done;
+    st = former ? sim_stage_inherit(s, former, err) : ESP_OK;
     if (st)
         goto done;
     sim_shelf_use(shelf, spec, s->kv_bytes + s->scratch_bytes);
@@ -187,7 +171,7 @@ void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
     out->kv_bytes = s->kv_bytes;
     out->scratch_bytes = s->scratch_bytes;
     out->loaded_bytes = s->loaded_bytes;
-    out->block_tokens = BLOCK;
+    out->block_tokens = SIM_BLOCK;
     if (s->kv) {
         out->kv_blocks = esp_kv_n_blocks(s->kv);
         out->kv_used_blocks = esp_kv_used_blocks(s->kv);
@@ -280,7 +264,7 @@ static uint32_t image_slot(const struct esp_stage *s, uint64_t image)
     for (uint32_t i = 0; i < s->spec.max_images; i++)
         if (s->images[i] == image)
             return i;
-    return NONE;
+    return SIM_NONE;
 }
 
 esp_status esp_stage_store(struct esp_stage *s, const struct esp_msg_encode *m, const void *data,
@@ -293,9 +277,9 @@ esp_status esp_stage_store(struct esp_stage *s, const struct esp_msg_encode *m, 
         return esp_fail(err, ESP_E_PROTO, "features go to the first decoder stage");
     if (m->rows != s->c->vision.n_token || m->width != s->c->text.width)
         return esp_fail(err, ESP_E_PROTO, "features as f32[%u,%u]", m->rows, m->width);
-    if (slot == NONE)
+    if (slot == SIM_NONE)
         slot = image_slot(s, 0);
-    if (slot == NONE)
+    if (slot == SIM_NONE)
         return esp_fail(err, ESP_E_LIMIT, "%u images are stored, takes no more", s->spec.max_images);
     st = rows_take(s->features + (size_t)slot * m->rows, data, m->rows, m->width, err);
     if (!st)
@@ -328,7 +312,7 @@ static esp_status seq_check(const struct esp_stage *s, const struct esp_seq_rows
         return esp_fail(err, ESP_E_PROTO, "sequence %" PRIu64 ": %u images in a prefix of %u at position %u",
                         q->seq, q->n_images, q->n_prefix, q->pos);
     for (uint32_t i = 0; i < q->n_images; i++)
-        if (q->images[i] == 0 || image_slot(s, q->images[i]) == NONE)
+        if (q->images[i] == 0 || image_slot(s, q->images[i]) == SIM_NONE)
             return esp_fail(err, ESP_E_PROTO, "sequence %" PRIu64 ": image %" PRIu64 " is not here", q->seq,
                             q->images[i]);
     return ESP_OK;
@@ -394,7 +378,7 @@ static void layer(struct esp_stage *s, const struct esp_seq_rows *q, uint64_t *x
     uint64_t seen = 0, prefix = 0; /* of positions below p, and of the whole prefix */
 
     for (uint32_t p = 0; p < end; p++) {
-        uint64_t *cell = &s->cell[((size_t)blocks[p / BLOCK] * BLOCK + p % BLOCK) * s->n_dec + l];
+        uint64_t *cell = &s->cell[((size_t)blocks[p / SIM_BLOCK] * SIM_BLOCK + p % SIM_BLOCK) * s->n_dec + l];
 
         if (p >= q->pos)
             *cell = sim_cell(x[p - q->pos], s->spec.dec_lo + l);
@@ -520,9 +504,9 @@ esp_status esp_stage_step(struct esp_stage *s, const struct esp_msg_step *m, con
     if (st)
         return st;
     for (uint32_t i = 0; i < n_copies; i++)
-        memcpy(s->cell + (size_t)copies[i].to * BLOCK * s->n_dec,
-               s->cell + (size_t)copies[i].from * BLOCK * s->n_dec,
-               (size_t)BLOCK * s->n_dec * sizeof *s->cell);
+        memcpy(s->cell + (size_t)copies[i].to * SIM_BLOCK * s->n_dec,
+               s->cell + (size_t)copies[i].from * SIM_BLOCK * s->n_dec,
+               (size_t)SIM_BLOCK * s->n_dec * sizeof *s->cell);
     st = step_run(s, m, data, out, &seconds, err);
     if (st) {
         esp_kv_rollback(s->kv);
@@ -539,9 +523,9 @@ void esp_stage_release(struct esp_stage *s, const struct esp_msg_release *m)
     for (uint32_t i = 0; s->kv && i < m->n_seqs; i++)
         esp_kv_free(s->kv, m->seqs[i]);
     for (uint32_t i = 0; i < m->n_images; i++) {
-        const uint32_t slot = m->images[i] ? image_slot(s, m->images[i]) : NONE;
+        const uint32_t slot = m->images[i] ? image_slot(s, m->images[i]) : SIM_NONE;
 
-        if (slot != NONE)
+        if (slot != SIM_NONE)
             s->images[slot] = 0;
     }
 }

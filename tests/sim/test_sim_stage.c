@@ -162,7 +162,7 @@ static struct esp_stage *stage(struct fix *f, uint32_t enc_lo, uint32_t enc_hi, 
     struct esp_stage *s;
     struct esp_err err;
 
-    if (esp_stage_create(&s, f->shelf, &spec, on_load, NULL, &err))
+    if (esp_stage_create(&s, f->shelf, &spec, NULL, on_load, NULL, &err))
         fail_msg("%s", err.text);
     return s;
 }

@@ -39,7 +39,7 @@ void esp_chain_open(struct esp_chain *c, struct esp_vk *vk, const struct esp_che
         spec.max_seqs = 16;
         spec.max_images = 4;
         esp_must(esp_shelf_create(&c->shelf[i], vk, ck, NULL, NULL, &err), &err);
-        esp_must(esp_stage_create(&c->stage[i], c->shelf[i], &spec, NULL, NULL, &err), &err);
+        esp_must(esp_stage_create(&c->stage[i], c->shelf[i], &spec, NULL, NULL, NULL, &err), &err);
     }
 }
 

@@ -21,6 +21,7 @@ struct fake_image {
 
 struct esp_stage {
     struct esp_stage_spec spec;
+    bool has_books; /* its sequences are the model's, not those of a stage that has yet to get any */
     struct fake_seq seq[FAKE_SEQS];
     struct fake_image image[FAKE_IMAGES];
 };
@@ -72,8 +73,8 @@ esp_status esp_shelf_load(struct esp_shelf *shelf, const struct esp_stage_spec *
 }
 
 esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
-                            const struct esp_stage_spec *spec, esp_load_progress progress, void *progress_arg,
-                            struct esp_err *err)
+                            const struct esp_stage_spec *spec, struct esp_stage *former,
+                            esp_load_progress progress, void *progress_arg, struct esp_err *err)
 {
     *out = NULL;
     if (spec->enc_hi > FAKE_LAYERS || spec->dec_hi > FAKE_LAYERS)
@@ -90,6 +91,20 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
     if (!*out)
         return esp_fail(err, ESP_E_NOMEM, "fake stage");
     (*out)->spec = *spec;
+    if (former && former->spec.dec_lo < former->spec.dec_hi && spec->dec_lo < spec->dec_hi) {
+        (*out)->has_books = true;
+        for (int i = 0; i < FAKE_SEQS; i++) {
+            struct fake_seq *to = &(*out)->seq[i];
+
+            *to = former->seq[i];
+            memset(to->h, 0, sizeof to->h);
+            for (uint32_t l = spec->dec_lo; l < spec->dec_hi; l++)
+                if (l >= former->spec.dec_lo && l < former->spec.dec_hi)
+                    memcpy(to->h[l], former->seq[i].h[l], sizeof to->h[l]);
+        }
+    }
+    if (former && former->spec.embed && spec->embed)
+        memcpy((*out)->image, former->image, sizeof(*out)->image);
     return ESP_OK;
 }
 
@@ -380,4 +395,165 @@ void esp_stage_release(struct esp_stage *stage, const struct esp_msg_release *ms
         if (image)
             memset(image, 0, sizeof *image);
     }
+}
+
+/* ---- moving ---- */
+
+void esp_stage_retire(struct esp_stage *stage)
+{
+    (void)stage;
+}
+
+void esp_stage_kv_finish(struct esp_stage_kv *piece)
+{
+    free(piece->data);
+    esp_kv_books_finish(&piece->books);
+    memset(piece, 0, sizeof *piece);
+}
+
+static uint32_t blocks_of(uint32_t n_tok)
+{
+    return (n_tok + FAKE_BLOCK_TOKENS - 1) / FAKE_BLOCK_TOKENS;
+}
+
+/** What fills block `at` of a sequence, but for its last one. */
+static float filler(uint64_t seq, uint32_t at)
+{
+    return (float)(seq * 100 + at);
+}
+
+enum { BLOCK_FLOATS = FAKE_BLOCK_TOKENS * FAKE_WIDTH };
+
+/** The floats of block `number`, counted over all sequences. */
+static void block_out(const struct esp_stage *stage, uint32_t layer, uint32_t number, float *out)
+{
+    for (int i = 0; i < FAKE_SEQS; i++) {
+        const struct fake_seq *s = &stage->seq[i];
+        uint32_t n = s->id ? blocks_of(s->n_tok) : 0;
+
+        if (number < n) {
+            for (int f = 0; f < BLOCK_FLOATS; f++)
+                out[f] = filler(s->id, number);
+            if (number + 1 == n)
+                memcpy(out, s->h[layer], sizeof s->h[layer]);
+            return;
+        }
+        number -= n;
+    }
+}
+
+esp_status esp_stage_export_kv(struct esp_stage *stage, uint32_t layer, uint32_t first, size_t max_bytes,
+                               struct esp_stage_kv *out, struct esp_err *err)
+{
+    uint32_t n = 0, at = 0;
+
+    (void)max_bytes;
+    memset(out, 0, sizeof *out);
+    if (layer < stage->spec.dec_lo || layer >= stage->spec.dec_hi)
+        return esp_fail(err, ESP_E_PROTO, "no KV of layer %u", layer);
+    out->books.seqs = get(FAKE_SEQS, sizeof *out->books.seqs);
+    for (int i = 0; i < FAKE_SEQS; i++)
+        n += stage->seq[i].id ? blocks_of(stage->seq[i].n_tok) : 0;
+    out->books.lists = get(n, sizeof *out->books.lists);
+    for (int i = 0; i < FAKE_SEQS; i++) {
+        const struct fake_seq *s = &stage->seq[i];
+
+        if (!s->id)
+            continue;
+        out->books.seqs[out->books.n_seqs++] =
+            (struct esp_kv_seq){s->id, s->n_tok, blocks_of(s->n_tok), out->books.lists + at};
+        for (uint32_t b = 0; b < blocks_of(s->n_tok); b++, at++)
+            out->books.lists[at] = at;
+    }
+    out->books.n_blocks = n;
+    if (first > n)
+        return esp_fail(err, ESP_E_PROTO, "no block %u", first);
+    out->msg = (struct esp_msg_kv_blocks){
+        .layer = layer,
+        .first = first,
+        .n_blocks = n - first < FAKE_MOVE_BLOCKS ? n - first : FAKE_MOVE_BLOCKS,
+        .total_blocks = n,
+        .block_tokens = FAKE_BLOCK_TOKENS,
+        .width = FAKE_WIDTH,
+        .n_seqs = out->books.n_seqs,
+        .seqs = out->books.seqs,
+    };
+    out->data = out->msg.n_blocks ? get((size_t)out->msg.n_blocks * BLOCK_FLOATS, sizeof(float)) : NULL;
+    for (uint32_t b = 0; b < out->msg.n_blocks; b++)
+        block_out(stage, layer, first + b, out->data + (size_t)b * BLOCK_FLOATS);
+    return ESP_OK;
+}
+
+static esp_status check_books(struct esp_stage *stage, const struct esp_msg_kv_blocks *msg,
+                              struct esp_err *err)
+{
+    uint32_t n = 0;
+
+    if (msg->block_tokens != FAKE_BLOCK_TOKENS || msg->width != FAKE_WIDTH)
+        return esp_fail(err, ESP_E_PROTO, "blocks of [%u,%u], takes [%d,%d]", msg->block_tokens, msg->width,
+                        FAKE_BLOCK_TOKENS, FAKE_WIDTH);
+    if (msg->n_seqs > FAKE_SEQS)
+        return esp_fail(err, ESP_E_LIMIT, "%u sequences", msg->n_seqs);
+    for (int i = 0; i < FAKE_SEQS; i++)
+        n += stage->seq[i].id != 0;
+    if (stage->has_books && n != msg->n_seqs)
+        return esp_fail(err, ESP_E_PROTO, "books of %u sequences, but %u are here", msg->n_seqs, n);
+    for (uint32_t i = 0; stage->has_books && i < msg->n_seqs; i++) {
+        const struct fake_seq *s = find_seq(stage, msg->seqs[i].seq);
+
+        if (!s || s->n_tok != msg->seqs[i].n_tok)
+            return esp_fail(err, ESP_E_PROTO, "sequence %" PRIu64 " of %u tokens, here it has %u",
+                            msg->seqs[i].seq, msg->seqs[i].n_tok, s ? s->n_tok : 0);
+    }
+    return ESP_OK;
+}
+
+esp_status esp_stage_import_kv(struct esp_stage *stage, const struct esp_msg_kv_blocks *msg, const void *data,
+                               struct esp_err *err)
+{
+    esp_status st = check_books(stage, msg, err);
+
+    if (st)
+        return st;
+    for (uint32_t i = 0; !stage->has_books && i < msg->n_seqs; i++) {
+        struct fake_seq *s = find_seq(stage, 0);
+
+        s->id = msg->seqs[i].seq;
+        s->n_tok = msg->seqs[i].n_tok;
+    }
+    stage->has_books = true;
+    for (uint32_t i = 0; i < msg->n_seqs; i++) {
+        struct fake_seq *s = find_seq(stage, msg->seqs[i].seq);
+
+        for (uint32_t b = 0; b < msg->seqs[i].n_blocks; b++) {
+            const uint32_t number = msg->seqs[i].blocks[b];
+            float block[BLOCK_FLOATS];
+
+            if (number < msg->first || number >= msg->first + msg->n_blocks)
+                continue;
+            memcpy(block, (const char *)data + (size_t)(number - msg->first) * sizeof block, sizeof block);
+            if (b + 1 == msg->seqs[i].n_blocks)
+                memcpy(s->h[msg->layer], block, sizeof s->h[msg->layer]);
+            else if (block[0] != filler(s->id, b))
+                return esp_fail(err, ESP_E_NUMBERS, "block %u of sequence %" PRIu64 " holds another one", b,
+                                s->id);
+        }
+    }
+    return ESP_OK;
+}
+
+esp_status esp_stage_export_features(struct esp_stage *stage, uint64_t image, struct esp_stage_out *out,
+                                     struct esp_err *err)
+{
+    const struct fake_image *from = image && stage->spec.embed ? find_image(stage, image) : NULL;
+
+    memset(out, 0, sizeof *out);
+    if (!from)
+        return esp_fail(err, ESP_E_PROTO, "image %" PRIu64 " is not here", image);
+    out->rows = get(FAKE_PICTURE_ROWS * FAKE_WIDTH, sizeof(float));
+    memcpy(out->rows, from->x, sizeof from->x);
+    out->n_rows = FAKE_PICTURE_ROWS;
+    out->width = FAKE_WIDTH;
+    out->payload = ESP_PAYLOAD_FEATURES;
+    return ESP_OK;
 }

@@ -5,6 +5,9 @@
  *   decoder layer l:  y = x + (l + 1) + h / 2,  h = the sum of this layer's x over the sequence's rows so far
  *   encoder layer l:  y = x + (l + 1) / 4;  the projector doubles
  *
+ * A sequence's KV of a layer is that layer's h: it travels as the first FAKE_WIDTH floats of the sequence's last block, and
+ * every other block tells whose it is. A piece holds FAKE_MOVE_BLOCKS blocks at most.
+ *
  * Ids below make it misbehave, on the stage that holds the last decoder layer.
  */
 #ifndef ESP_TEST_FAKE_STAGE_H
@@ -17,6 +20,7 @@
 #define FAKE_SEQS         16
 #define FAKE_IMAGES       8
 #define FAKE_BLOCK_TOKENS 8
+#define FAKE_MOVE_BLOCKS  2
 
 #define FAKE_SEQ_LIMIT  1001 /* refused: ESP_E_LIMIT */
 #define FAKE_SEQ_DEVICE 1002 /* ESP_E_DEVICE */

@@ -2,21 +2,19 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli/input.h"
 #include "cli/signals.h"
 #include "coordinator/sizing.h"
 #include "model/checkpoint.h"
 
 #define MODEL_IS                                                                                             \
     "a Hugging Face directory, as 'huggingface-cli download google/paligemma-3b-mix-224' leaves it"
-
-#define MAX_IMAGE_NAME 200 /* bytes of a picture's name that are sent */
 
 /* Room for one request and little more: a coordinator's own default is for several. */
 #define LEAST_CONTEXT    2048
@@ -154,132 +152,15 @@ int esp_ask_check(const struct esp_command_help *command, struct esp_ask *ask)
     return esp_where_check(command, &ask->where);
 }
 
-static bool is_utf8(const char *text, size_t n)
-{
-    json_t *s = json_stringn(text, n); /* refuses what is not */
-    json_decref(s);
-    return s != NULL;
-}
-
-/* ---- files ---- */
-
-/* Everything that can be read from fd, at most max bytes, with a NUL behind it. */
-static esp_status read_all(void **out, size_t *n_out, int fd, const char *name, size_t n_hint, size_t max,
-                           struct esp_err *err)
-{
-    size_t n = 0, n_room = n_hint < max ? n_hint + 1 : max + 1;
-    char *bytes = malloc(n_room + 1);
-
-    *out = NULL;
-    for (;;) {
-        ssize_t r;
-        if (!bytes)
-            return esp_fail(err, ESP_E_NOMEM, "%s: out of memory", name);
-        r = read(fd, bytes + n, n_room - n);
-        if (r < 0) {
-            esp_fail(err, ESP_E_IO, "%s: %s", name, strerror(errno));
-            break;
-        }
-        n += (size_t)r;
-        if (r == 0) {
-            bytes[n] = '\0';
-            *out = bytes;
-            *n_out = n;
-            return ESP_OK;
-        }
-        if (n > max) {
-            esp_fail(err, ESP_E_LIMIT, "%s: larger than %zu bytes", name, max);
-            break;
-        }
-        if (n == n_room) {
-            char *grown;
-            n_room = n_room * 2 < max + 1 ? n_room * 2 : max + 1;
-            grown = realloc(bytes, n_room + 1);
-            if (!grown) {
-                esp_fail(err, ESP_E_NOMEM, "%s: out of memory", name);
-                break;
-            }
-            bytes = grown;
-        }
-    }
-    free(bytes);
-    return err ? err->code : ESP_E_IO;
-}
-
-/* A regular file of no more than a picture may have. @param fd  set in any case; -1: not open */
-static esp_status open_image(int *fd, size_t *n_bytes, const char *path, struct esp_err *err)
-{
-    struct stat info;
-
-    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* a FIFO must not hold us here */
-    if (*fd < 0 || fstat(*fd, &info) != 0)
-        return esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode))
-        return esp_fail(err, ESP_E_IO, "%s: not a regular file", path);
-    if (info.st_size > (off_t)ESP_MAX_IMAGE_FILE)
-        return esp_fail(err, ESP_E_LIMIT, "%s: %lld bytes; a picture may have %u", path,
-                        (long long)info.st_size, ESP_MAX_IMAGE_FILE);
-    *n_bytes = (size_t)info.st_size;
-    return ESP_OK;
-}
-
-static esp_status read_image(void **out, size_t *n_out, const char *path, struct esp_err *err)
-{
-    esp_status st = ESP_OK;
-    bool from_stdin = strcmp(path, "-") == 0;
-    size_t n_hint = 1u << 20;
-    int fd = STDIN_FILENO;
-
-    *out = NULL;
-    if (from_stdin)
-        path = "standard input";
-    else
-        st = open_image(&fd, &n_hint, path, err);
-    if (st == ESP_OK)
-        st = read_all(out, n_out, fd, path, n_hint, ESP_MAX_IMAGE_FILE, err);
-    if (st == ESP_OK && *n_out == 0) {
-        free(*out);
-        *out = NULL;
-        st = esp_fail(err, ESP_E_FORMAT, "%s: empty", path);
-    }
-    if (!from_stdin && fd >= 0)
-        close(fd);
-    return st;
-}
-
-/* A file's name for messages that cross the wire: the part after the last '/', what is not printable UTF-8 as
- * '?'. */
-static char *wire_name(const char *path, bool elsewhere)
-{
-    const char *slash = strrchr(path, '/');
-    char *name = strdup(slash && (elsewhere || strlen(path) > MAX_IMAGE_NAME) ? slash + 1 : path);
-
-    if (!name)
-        return NULL;
-    if (strlen(name) > MAX_IMAGE_NAME)
-        name[MAX_IMAGE_NAME] = '\0';
-    for (char *p = name; *p; p++) {
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = '?';
-    }
-    if (!is_utf8(name, strlen(name))) {
-        for (char *p = name; *p; p++) {
-            if ((unsigned char)*p >= 0x80)
-                *p = '?';
-        }
-    }
-    return name;
-}
-
 static esp_status read_images(struct esp_ask *ask, struct esp_msg *request, struct esp_err *err)
 {
     for (uint32_t i = 0; i < ask->images.n; i++) {
-        esp_status st = read_image(&ask->blob[i], &request->blob[i].n_bytes, ask->images.at[i], err);
+        esp_status st = esp_input_picture(&ask->blob[i], &request->blob[i].n_bytes, ask->images.at[i], err);
         if (st)
             return st;
         ask->n_blobs = i + 1;
         request->blob[i].data = ask->blob[i];
-        ask->image_name[i] = wire_name(ask->images.at[i], ask->where.connect != NULL);
+        ask->image_name[i] = esp_input_wire_name(ask->images.at[i], ask->where.connect != NULL);
         if (!ask->image_name[i])
             return esp_fail(err, ESP_E_NOMEM, "out of memory");
     }
@@ -296,7 +177,7 @@ static esp_status read_prompt(struct esp_ask *ask, struct esp_msg *request, stru
 
     if (strcmp(ask->prompt, "-") == 0) {
         void *text;
-        esp_status st = read_all(&text, &n, STDIN_FILENO, "standard input", 4096, ESP_MAX_TEXT, err);
+        esp_status st = esp_input_read(&text, &n, STDIN_FILENO, "standard input", 4096, ESP_MAX_TEXT, err);
         if (st)
             return st;
         ask->prompt_read = text;
@@ -309,9 +190,9 @@ static esp_status read_prompt(struct esp_ask *ask, struct esp_msg *request, stru
     n = strlen(ask->prompt);
     if (n > ESP_MAX_TEXT || (suffix && strlen(suffix) > ESP_MAX_TEXT))
         return esp_fail(err, ESP_E_LIMIT, "the prompt or suffix has more than %d bytes", ESP_MAX_TEXT);
-    if (!is_utf8(ask->prompt, n))
+    if (!esp_input_is_utf8(ask->prompt, n))
         return esp_fail(err, ESP_E_ARG, "the prompt is not UTF-8");
-    if (suffix && !is_utf8(suffix, strlen(suffix)))
+    if (suffix && !esp_input_is_utf8(suffix, strlen(suffix)))
         return esp_fail(err, ESP_E_ARG, "the suffix is not UTF-8");
     request->request.prompt = ask->prompt;
     return ESP_OK;
@@ -377,38 +258,42 @@ static uint64_t tokens_needed(const struct esp_ask *ask, const struct esp_msg_re
            (r->suffix ? strlen(r->suffix) : 0) + r->max_tokens + 4;
 }
 
-static esp_status start_here(struct esp_ask *ask, const struct esp_msg_request *r, struct esp_err *err)
+/* Room for one request of that size, shared prefixes counted once. */
+static void size_for(struct esp_embed_options *options, const struct esp_ask *ask,
+                     const struct esp_msg_request *r)
 {
-    struct esp_embed_options options;
     uint64_t need = (tokens_needed(ask, r) + CONTEXT_STEP - 1) / CONTEXT_STEP * CONTEXT_STEP;
     uint64_t n_seqs = r->sampling.beams > 1     ? r->sampling.beams
                       : r->sampling.best_of > 1 ? r->sampling.best_of
                                                 : 1;
     uint64_t kv;
 
-    esp_where_embed_options(&ask->where, ask->verbose, &options);
-    if (options.context == 0)
-        options.context = need <= LEAST_CONTEXT     ? LEAST_CONTEXT
-                          : need <= ESP_MAX_CONTEXT ? (uint32_t)need
-                                                    : ESP_MAX_CONTEXT;
+    if (options->context == 0)
+        options->context = need <= LEAST_CONTEXT     ? LEAST_CONTEXT
+                           : need <= ESP_MAX_CONTEXT ? (uint32_t)need
+                                                     : ESP_MAX_CONTEXT;
     /* The prefix is shared, the rest is each sequence's own. */
-    kv = options.context + n_seqs * (r->max_tokens + CONTEXT_STEP);
-    if (options.kv_tokens == 0 && n_seqs > 1 && kv > (uint64_t)CONTEXTS_BY_SELF * options.context)
-        options.kv_tokens = kv <= UINT32_MAX ? (uint32_t)kv : UINT32_MAX;
+    kv = options->context + n_seqs * (r->max_tokens + CONTEXT_STEP);
+    if (options->kv_tokens == 0 && n_seqs > 1 && kv > (uint64_t)CONTEXTS_BY_SELF * options->context)
+        options->kv_tokens = kv <= UINT32_MAX ? (uint32_t)kv : UINT32_MAX;
+}
+
+static esp_status start_here(struct esp_ask *ask, const struct esp_msg_request *largest, struct esp_err *err)
+{
+    struct esp_embed_options options;
+
+    esp_where_embed_options(&ask->where, ask->verbose, &options);
+    if (largest)
+        size_for(&options, ask, largest);
     return esp_embed_start(&ask->embed, &options, &ask->term, err);
 }
 
-esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp_err *err)
+esp_status esp_ask_connect(struct esp_ask *ask, const struct esp_msg_request *largest, struct esp_err *err)
 {
-    esp_status st;
+    esp_status st = ESP_OK;
     const char *endpoint = ask->where.connect;
 
-    st = read_prompt(ask, request, err);
-    if (st == ESP_OK)
-        st = read_images(ask, request, err);
-    if (st == ESP_OK && ask->trace)
-        st = check_writable(ask->trace, err);
-    if (st == ESP_OK && ask->where.model) {
+    if (ask->where.model) {
         st = esp_where_open_model(&ask->where, &ask->config, err);
         ask->has_config = st == ESP_OK;
     }
@@ -416,7 +301,7 @@ esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp
         st = esp_signals_install(err);
     if (st == ESP_OK && !endpoint) {
         esp_term_progress(&ask->term, "starting %u workers", ask->where.workers);
-        st = start_here(ask, &request->request, err);
+        st = start_here(ask, largest, err);
         if (st == ESP_OK)
             endpoint = esp_embed_endpoint(ask->embed);
     }
@@ -425,6 +310,18 @@ esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp
     if (st == ESP_OK && ask->where.patience_given)
         esp_client_set_patience(ask->client, ask->where.patience);
     return st;
+}
+
+esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp_err *err)
+{
+    esp_status st;
+
+    st = read_prompt(ask, request, err);
+    if (st == ESP_OK)
+        st = read_images(ask, request, err);
+    if (st == ESP_OK && ask->trace)
+        st = check_writable(ask->trace, err);
+    return st ? st : esp_ask_connect(ask, &request->request, err);
 }
 
 void esp_ask_close(struct esp_ask *ask)

@@ -1,5 +1,5 @@
 /**
- * What run and score share: where the cluster is, the pictures, the way from a request to its reply.
+ * What run, score, chat and verify share: where the cluster is, the pictures, the way from a request to its reply.
  */
 #ifndef ESP_CLI_ASK_H
 #define ESP_CLI_ASK_H
@@ -67,6 +67,12 @@ void esp_where_embed_options(const struct esp_where *where, unsigned verbose, st
  * the cluster. Whatever comes of it, esp_ask_close follows.
  */
 esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp_err *err);
+
+/**
+ * The cluster alone: opens the model where one is named, starts or dials the cluster.
+ * @param largest  a cluster started here has room for such a request; NULL: for what a coordinator takes to be usual
+ */
+esp_status esp_ask_connect(struct esp_ask *ask, const struct esp_msg_request *largest, struct esp_err *err);
 
 /** Ends the embedded cluster, if any, and frees everything but the options. */
 void esp_ask_close(struct esp_ask *ask);

@@ -12,6 +12,7 @@ static const struct {
     {"score", "log-likelihood of a given answer", esp_command_score},
     {"up", "a coordinator and workers on this machine, in the foreground", esp_command_up},
     {"cluster", "what a running cluster is doing", esp_command_cluster},
+    {"verify", "whether every worker's device computes rightly", esp_command_verify},
     {"tokenize", "text to ids and back", esp_command_tokenize},
     {"devices", "Vulkan devices of this machine", esp_command_devices},
     {"keygen", "keys for a cluster that others can reach", esp_command_keygen},

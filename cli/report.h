@@ -38,6 +38,26 @@ esp_status esp_report_status(json_t **out, const struct esp_msg_status *status, 
 esp_status esp_report_placement(json_t **out, const struct esp_msg_status *status, struct esp_err *err);
 esp_status esp_report_drained(json_t **out, const struct esp_msg_drained *drained, struct esp_err *err);
 
+/** A layer and how far it is from the reference. */
+struct esp_verified_layer {
+    char name[ESP_MAX_NAME + 1]; /* "": none */
+    double error, limit;
+};
+
+/** What a verification has found of a worker. */
+struct esp_verified {
+    char worker[ESP_MAX_NAME + 1], device[256], driver[256];
+    uint32_t n_done, n_total, n_wrong; /* layers */
+    struct esp_verified_layer worst;   /* by error over limit */
+    struct esp_verified_layer first_wrong;
+    bool failed; /* it could not go on: why */
+    struct esp_err why;
+};
+
+/** What `verify --json` prints: docs/cli.md. */
+esp_status esp_report_verified(json_t **out, const struct esp_verified *workers, uint32_t n,
+                               struct esp_err *err);
+
 /** Prints and frees *json on stdout, with a newline. NULL is refused as out of memory. */
 esp_status esp_report_print(json_t *json, struct esp_err *err);
 

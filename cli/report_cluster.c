@@ -176,3 +176,38 @@ esp_status esp_report_drained(json_t **out, const struct esp_msg_drained *draine
     SET(o, "pause", esp_json_number(drained->pause));
     return esp_json_hand_over(out, o, ok, err);
 }
+
+static json_t *verified_layer(const struct esp_verified_layer *l)
+{
+    if (!l->name[0])
+        return json_null();
+    return json_pack("{s:s,s:f,s:f}", "layer", l->name, "error", l->error, "limit", l->limit);
+}
+
+esp_status esp_report_verified(json_t **out, const struct esp_verified *workers, uint32_t n,
+                               struct esp_err *err)
+{
+    json_t *o = json_object(), *array = json_array();
+    bool ok = o && array, right = n > 0;
+
+    for (uint32_t i = 0; ok && i < n; i++) {
+        const struct esp_verified *w = &workers[i];
+        const bool whole = !w->failed && w->n_done == w->n_total;
+        json_t *one = json_object();
+
+        right &= whole && w->n_wrong == 0;
+        SET(one, "worker", json_string(w->worker));
+        SET(one, "device", json_string(w->device));
+        SET(one, "driver", json_string(w->driver));
+        SET(one, "right", w->n_wrong > 0 ? json_false() : whole ? json_true() : json_null());
+        SET(one, "layers", json_integer(w->n_done));
+        SET(one, "wrong", json_integer(w->n_wrong));
+        SET(one, "worst", verified_layer(&w->worst));
+        SET(one, "first_wrong", verified_layer(&w->first_wrong));
+        SET(one, "why", w->failed ? json_string(w->why.text) : json_null());
+        ok &= json_array_append_new(array, one) == 0;
+    }
+    SET(o, "right", json_boolean(right));
+    SET(o, "workers", array);
+    return esp_json_hand_over(out, o, ok, err);
+}

@@ -53,6 +53,9 @@ struct esp_worker {
     struct esp_msg_heartbeat beat;    /* the last one */
     struct esp_stage_plan predicted;  /* of its layers, by its rates; zeros for a spare */
     struct esp_worker_tally tally;
+    uint64_t verify; /* the verification that it owes reports for; 0: none */
+    uint32_t verify_done;
+    bool verify_deviates;
     char cause[ESP_ERR_TEXT_MAX]; /* FAILED or lost: why */
     bool lost;                    /* a message could not be sent: to be removed */
 };

@@ -176,6 +176,7 @@ static bool is_worker_kind(enum esp_msg_kind kind)
     case ESP_MSG_STORED:
     case ESP_MSG_RESULT:
     case ESP_MSG_TRACE:
+    case ESP_MSG_VERIFIED:
         return true;
     default:
         return false;
@@ -184,8 +185,16 @@ static bool is_worker_kind(enum esp_msg_kind kind)
 
 static bool is_client_kind(enum esp_msg_kind kind)
 {
-    return kind == ESP_MSG_REQUEST || kind == ESP_MSG_RESUME || kind == ESP_MSG_CANCEL ||
-           kind == ESP_MSG_STATUS_QUERY;
+    switch (kind) {
+    case ESP_MSG_REQUEST:
+    case ESP_MSG_RESUME:
+    case ESP_MSG_CANCEL:
+    case ESP_MSG_STATUS_QUERY:
+    case ESP_MSG_VERIFY_QUERY:
+        return true;
+    default:
+        return false;
+    }
 }
 
 /* Nonsense from someone: told once, and dropped with all that is theirs. */
@@ -279,6 +288,7 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
         double now = esp_server_now();
 
         esp_server_watch(sv, now);
+        esp_server_watch_verify(sv, now);
         esp_server_dispatch(sv);
         esp_server_deliver(sv, now);
         wait_s = sv->next_beat - esp_server_now();

@@ -126,6 +126,7 @@ void esp_server_drop_client(struct esp_server *sv, const struct esp_peer *peer)
     for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
         if (esp_peer_equal(&s->client, peer))
             client_gone(sv, s);
+    esp_server_verify_client_gone(sv, peer);
 }
 
 void esp_server_from_client(struct esp_server *sv, const struct esp_peer *from, struct esp_msg *msg)
@@ -143,6 +144,11 @@ void esp_server_from_client(struct esp_server *sv, const struct esp_peer *from, 
         s = esp_sched_find(sv->sched, from, msg->cancel.session);
         if (s) /* otherwise its answer and the Cancel have crossed */
             end_as_cancelled(sv, s);
+        else
+            (void)esp_server_cancel_verify(sv, from, msg->cancel.session);
+        break;
+    case ESP_MSG_VERIFY_QUERY:
+        esp_server_verify(sv, from, msg->verify_query.id);
         break;
     default: /* ESP_MSG_STATUS_QUERY */
         esp_server_tell_status(sv, from, msg->status_query.id);

@@ -27,6 +27,16 @@ struct esp_parked_hello {
     struct esp_msg msg;
 };
 
+/** A check of the stages that a client asked for; zeros: none. */
+struct esp_verification {
+    uint64_t query; /* the client's number */
+    struct esp_peer client;
+    uint64_t id; /* ours; 0: it waits until the cluster is ready */
+    uint64_t epoch;
+    uint32_t n_workers, n_left, n_deviating;
+    double told_at;
+};
+
 /** Since the start; what the scheduler does not count. */
 struct esp_server_counts {
     uint64_t n_requests;
@@ -65,6 +75,8 @@ struct esp_server {
     double started_at;
     struct esp_server_counts counts;
     struct esp_meter token_meter;
+    struct esp_verification verify;
+    uint64_t last_verify;
     char doing[96]; /* "" or what goes on, for people: "moving layers of w2" */
 };
 
@@ -117,6 +129,25 @@ uint64_t esp_server_stamp(void);
 void esp_server_take_beat(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_heartbeat *beat);
 
 void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, uint64_t id);
+
+/* ---- server_verify.c ---- */
+
+/** A client's VerifyQuery: begun now or when the cluster is ready, or refused. */
+void esp_server_verify(struct esp_server *sv, const struct esp_peer *from, uint64_t query);
+
+/** A client's Cancel; false if it was of no verification. */
+bool esp_server_cancel_verify(struct esp_server *sv, const struct esp_peer *from, uint64_t query);
+void esp_server_verify_client_gone(struct esp_server *sv, const struct esp_peer *peer);
+
+/** What a worker says: how a layer did, of the present epoch; or why it cannot. */
+void esp_server_verified(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_verified *m);
+void esp_server_verify_failed(struct esp_server *sv, struct esp_worker *w, uint64_t id, const char *why);
+
+/** A worker that is about to be forgotten. */
+void esp_server_verify_lost(struct esp_server *sv, struct esp_worker *w, const char *why);
+
+/** Begins what waited, ends what a new placement has overtaken. */
+void esp_server_watch_verify(struct esp_server *sv, double now);
 
 /* ---- server_clients.c ---- */
 

@@ -103,6 +103,7 @@ void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_sta
     if (tell)
         esp_server_tell_error(sv, &w->peer, 0, code, text);
     sv->counts.n_losses += was_stage;
+    esp_server_verify_lost(sv, w, text);
     if (was_stage)
         lose_cluster(sv, err.code, err.text);
     esp_roster_remove(sv->roster, &w);
@@ -247,6 +248,10 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, struct esp_msg
 {
     const struct esp_msg_error *e = &msg->error;
 
+    if (e->session != 0) { /* only that it could not check itself */
+        esp_server_verify_failed(sv, w, e->session, e->text);
+        return;
+    }
     if ((e->step == 0 && e->image == 0) || e->code == ESP_E_DEVICE) { /* a lost device is a lost worker */
         if (e->epoch != 0 && e->epoch < w->epoch)
             return; /* of a placement that is no more */
@@ -290,6 +295,9 @@ static void on_data(struct esp_server *sv, struct esp_worker *w, struct esp_msg 
     case ESP_MSG_READY:
         on_ready(sv, w, &msg->ready);
         break;
+    case ESP_MSG_VERIFIED:
+        esp_server_verified(sv, w, &msg->verified);
+        break;
     default: /* ESP_MSG_STORED, ESP_MSG_RESULT, ESP_MSG_TRACE */
         esp_server_from_stage(sv, w, msg);
         break;
@@ -331,6 +339,9 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
         break;
     case ESP_MSG_READY:
         on_data(sv, w, msg, msg->ready.epoch);
+        break;
+    case ESP_MSG_VERIFIED:
+        on_data(sv, w, msg, msg->verified.epoch);
         break;
     case ESP_MSG_STORED:
         on_data(sv, w, msg, msg->stored.epoch);

@@ -504,6 +504,9 @@ static void on_worker(struct rig *rig, int i, struct esp_msg *msg)
     case ESP_MSG_PLACE:
         on_place(rig, i, &msg->place);
         break;
+    case ESP_MSG_VERIFY:
+        w->verify = msg->verify;
+        break;
     case ESP_MSG_ENCODE:
     case ESP_MSG_STEP:
         assert_true(msg->kind == ESP_MSG_ENCODE ? w->place.patch : w->place.embed);

@@ -38,10 +38,11 @@ struct rig_worker {
     esp_status error; /* the first Error it was sent */
     char error_text[ESP_ERR_TEXT_MAX];
     /* What it does not do: the test does it, or nobody. */
-    bool mute;       /* sends no heartbeat */
-    bool hold_ready; /* leaves a Place unanswered */
-    bool hold_work;  /* keeps Encode and Step in `held` */
-    uint32_t n_does; /* the how manieth piece of work from now it begins that with; 0: none */
+    bool mute;                    /* sends no heartbeat */
+    bool hold_ready;              /* leaves a Place unanswered */
+    bool hold_work;               /* keeps Encode and Step in `held` */
+    uint32_t n_does;              /* the how manieth piece of work from now it begins that with; 0: none */
+    struct esp_msg_verify verify; /* the last one; the test answers it */
     uint32_t kv_blocks;
     struct esp_msg held[RIG_HELD];
     uint32_t n_held;

@@ -25,6 +25,7 @@ struct fake {
     const struct esp_msg_status *status; /* what is answered; its id is the query's. NULL: no answer */
     uint32_t n_queries;
     uint32_t deaf_after;            /* queries; 0: never */
+    pid_t interrupted;              /* 0: nobody yet */
     char drained[ESP_MAX_NAME + 1]; /* the worker that a Drain named */
     void (*on_drain)(struct fake *f, uint64_t id);
 };
@@ -377,12 +378,20 @@ static void test_status_odd(void **state)
     child_finish(&c);
 }
 
+/* Once: a second signal would end it at once. */
+static void interrupt(struct fake *f, struct child *c)
+{
+    if (f->interrupted != c->pid)
+        kill(c->pid, SIGINT);
+    f->interrupted = c->pid;
+}
+
 static void stop_after_two(struct script *s, struct child *c)
 {
     const char *first = strstr(OUT(c), "placement 3");
 
     if (first && strstr(first + 1, "placement 3"))
-        kill(c->pid, SIGINT);
+        interrupt(s->self, c);
 }
 
 static void test_watch(void **state)
@@ -426,7 +435,7 @@ static void stop_after_redraw(struct script *s, struct child *c)
     const char *first = strstr(ERR(c), "\033[H");
 
     if (first && strstr(first + 1, "\033[J"))
-        kill(c->pid, SIGINT);
+        interrupt(s->self, c);
 }
 
 static void test_watch_on_terminal(void **state)
@@ -446,7 +455,7 @@ static void test_watch_on_terminal(void **state)
 static void stop_when_missed(struct script *s, struct child *c)
 {
     if (strstr(ERR(c), "nothing answers there"))
-        kill(c->pid, SIGINT);
+        interrupt(s->self, c);
 }
 
 /* A coordinator that goes away is waited for, once it has been there; one that never was is an error. */

@@ -20,6 +20,11 @@ static const struct esp_msg_status *status(struct rig *rig)
     return &rig_take(rig, 1, ESP_MSG_STATUS)->status;
 }
 
+static bool is_ready(struct rig *rig, void *arg)
+{
+    return status(rig)->ready;
+}
+
 static bool both_timed(struct rig *rig, void *arg)
 {
     const struct esp_msg_status *s = status(rig);
@@ -45,8 +50,8 @@ static void test_stages(void **state)
 
     rig_start(rig, "--workers", "2", "--split", "2/1,0/2", NULL);
     rig_join(rig, 2);
+    rig_until(rig, is_ready, NULL, "a ready cluster");
     s = status(rig);
-    assert_true(s->ready);
     for (uint32_t i = 0; i < 2; i++) {
         const struct esp_stage_plan *p = &s->workers[i].predicted, *m = &s->workers[i].measured;
 

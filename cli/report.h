@@ -47,7 +47,7 @@ struct esp_verified_layer {
 /** What a verification has found of a worker. */
 struct esp_verified {
     char worker[ESP_MAX_NAME + 1], device[256], driver[256];
-    uint32_t n_done, n_total, n_wrong; /* layers */
+    uint32_t n_done, n_total, n_wrong; /* checks: a layer is checked once for each way to run it */
     struct esp_verified_layer worst;   /* by error over limit */
     struct esp_verified_layer first_wrong;
     bool failed; /* it could not go on: why */

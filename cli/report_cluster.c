@@ -200,7 +200,7 @@ esp_status esp_report_verified(json_t **out, const struct esp_verified *workers,
         SET(one, "device", json_string(w->device));
         SET(one, "driver", json_string(w->driver));
         SET(one, "right", w->n_wrong > 0 ? json_false() : whole ? json_true() : json_null());
-        SET(one, "layers", json_integer(w->n_done));
+        SET(one, "checks", json_integer(w->n_done));
         SET(one, "wrong", json_integer(w->n_wrong));
         SET(one, "worst", verified_layer(&w->worst));
         SET(one, "first_wrong", verified_layer(&w->first_wrong));

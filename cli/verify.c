@@ -87,7 +87,7 @@ static void show_progress(struct verify *v)
         n_total += v->worker[i].n_total;
     }
     if (n_total > 0)
-        esp_term_progress(&v->ask.term, "verifying: %llu of %llu layers", (unsigned long long)n_done,
+        esp_term_progress(&v->ask.term, "verifying: %llu of %llu checks", (unsigned long long)n_done,
                           (unsigned long long)n_total);
 }
 
@@ -125,11 +125,11 @@ static void print_worker(const struct esp_verified *w, int width)
     printf("%-*s %s, %s: ", width, w->worker, w->device, w->driver);
     if (w->n_wrong > 0) {
         print_layer("WRONG, first in ", &w->first_wrong);
-        printf("; %u of %u layers deviate", w->n_wrong, w->n_done);
+        printf("; %u of %u checks deviate", w->n_wrong, w->n_done);
         if (w->n_wrong > 1)
             print_layer(", most ", &w->worst);
     } else if (!w->failed) {
-        printf("right, %u layers", w->n_done);
+        printf("right in %u checks", w->n_done);
         print_layer("; the worst ", &w->worst);
     }
     if (w->failed)

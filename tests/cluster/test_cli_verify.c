@@ -169,9 +169,9 @@ static void test_right(void **state)
     run(&c, f, NULL);
     child_expect(
         &c, "right", 0, NULL,
-        "w0    RTX 3060, NVIDIA 550.54: right, 2 layers; the worst prefill.layer.0: error 3e-06, limit "
+        "w0    RTX 3060, NVIDIA 550.54: right in 2 checks; the worst prefill.layer.0: error 3e-06, limit "
         "0.0001\n"
-        "attic RTX 3060, NVIDIA 550.54: right, 1 layers; the worst prefill.layer.1: error 4e-06, limit "
+        "attic RTX 3060, NVIDIA 550.54: right in 1 checks; the worst prefill.layer.1: error 4e-06, limit "
         "0.0001\n");
     assert_string_equal(ERR(&c), "");
     child_finish(&c);
@@ -182,7 +182,7 @@ static void test_right(void **state)
     assert_int_equal(json_array_size(json_object_get(o, "workers")), 2);
     assert_true(json_is_true(json_object_get(worker(o, 1), "right")));
     assert_string_equal(json_string_value(json_object_get(worker(o, 1), "worker")), "attic");
-    assert_int_equal(json_integer_value(json_object_get(worker(o, 0), "layers")), 2);
+    assert_int_equal(json_integer_value(json_object_get(worker(o, 0), "checks")), 2);
     assert_true(json_is_null(json_object_get(worker(o, 0), "first_wrong")));
     assert_true(json_is_null(json_object_get(worker(o, 0), "why")));
     json_decref(o);
@@ -245,8 +245,8 @@ static void test_wrong(void **state)
         "espalier verify: w0 computes wrongly, first in vision.layer.1; do not use it (RTX 3060, NVIDIA "
         "550.54)\n",
         "w0 RTX 3060, NVIDIA 550.54: WRONG, first in vision.layer.1: error 0.25, limit 0.0001; 2 of 4 "
-        "layers deviate, most vision.layer.2: error 1e+09, limit 0.0001\n");
-    child_expect(&c, "wrong", 1, NULL, "w1 RTX 3060, NVIDIA 550.54: right, 1 layers");
+        "checks deviate, most vision.layer.2: error 1e+09, limit 0.0001\n");
+    child_expect(&c, "wrong", 1, NULL, "w1 RTX 3060, NVIDIA 550.54: right in 1 checks");
     child_finish(&c);
     run(&c, f, "--json");
     child_expect(&c, "wrong", 1, "w0 computes wrongly", NULL);
@@ -333,7 +333,7 @@ static void interrupt(struct script *s, struct child *c)
 {
     struct fake *f = s->self;
 
-    if (strstr(ERR(c), "verifying: 1 of 2 layers") && !f->interrupted) /* a second one would end it at once */
+    if (strstr(ERR(c), "verifying: 1 of 2 checks") && !f->interrupted) /* a second one would end it at once */
         f->interrupted = kill(c->pid, SIGINT) == 0;
 }
 
@@ -360,6 +360,27 @@ static void test_cancel(void **state)
     child_finish(&c);
 }
 
+/* The real thing, a cluster that is started for it: lavapipe is right. */
+static void test_real(void **state)
+{
+    struct child c;
+    json_t *o;
+
+    child_run(&c, ESPALIER,
+              (const char *[]){"verify", "--model", TINY, "--split", "1/1,1/2", "--json", NULL});
+    child_expect(&c, "tiny", 0, NULL, NULL);
+    o = parse(&c);
+    assert_true(json_is_true(json_object_get(o, "right")));
+    assert_int_equal(json_array_size(json_object_get(o, "workers")), 2);
+    for (size_t i = 0; i < 2;
+         i++) { /* a layer of the encoder, and of each decoder layer both ways to run it */
+        assert_true(json_integer_value(json_object_get(worker(o, i), "checks")) >= 3);
+        assert_true(json_is_true(json_object_get(worker(o, i), "right")));
+    }
+    json_decref(o);
+    child_finish(&c);
+}
+
 static void test_usage(void **state)
 {
     struct child c;
@@ -378,7 +399,11 @@ static void test_usage(void **state)
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, fake_setup, fake_teardown)
-    const struct CMUnitTest tests[] = {TEST(test_right), TEST(test_wrong), TEST(test_could_not),
-                                       TEST(test_cancel), cmocka_unit_test(test_usage)};
+    const struct CMUnitTest tests[] = {TEST(test_right),
+                                       TEST(test_wrong),
+                                       TEST(test_could_not),
+                                       TEST(test_cancel),
+                                       cmocka_unit_test(test_real),
+                                       cmocka_unit_test(test_usage)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,6 +15,8 @@
 #define PROGRESS_NS  UINT64_C(100000000) /* between two Loading messages */
 #define ASK_AGAIN_NS UINT64_C(20000000)  /* when bytes for a warm placement have not come yet */
 #define WORK_A_SLICE 2 /* work that waits gets so much more of the thread's time than slices */
+#define SLICE_NS     UINT64_C(50000000) /* a slice should not take longer: a slow disk's are smaller */
+#define SLICE_LEAST  (UINT64_C(2) << 20)
 
 uint64_t esp_now_ns(void)
 {
@@ -156,6 +158,7 @@ struct esp_runner {
     struct esp_work *warm;        /* a warm Place that has begun; it runs between other work */
     uint64_t warm_begun_ns;       /* when it began */
     uint64_t warm_after_ns;       /* not before: its bytes have yet to come; 0: now */
+    uint64_t slice_bytes;         /* of its next slice */
     uint64_t slice_ns, worked_ns; /* what its last slice took, and other work since */
 };
 
@@ -298,6 +301,7 @@ static void warm_begin(struct esp_runner *r, struct esp_work *work)
     r->warm = work;
     r->warm_begun_ns = esp_now_ns();
     r->warm_after_ns = r->slice_ns = r->worked_ns = r->progress_ns = 0;
+    r->slice_bytes = ESP_SHELF_SLICE;
     pthread_mutex_lock(&r->lock);
     r->n_works--; /* no step waits for it */
     pthread_mutex_unlock(&r->lock);
@@ -332,10 +336,14 @@ static void warm_slice(struct esp_runner *r)
     if (r->dead)
         work->status = esp_fail(&work->err, ESP_E_DEVICE, "the device is lost");
     else
-        work->status = esp_shelf_load(r->shelf, &spec, ESP_SHELF_SLICE, &slice, &work->err);
+        work->status = esp_shelf_load(r->shelf, &spec, r->slice_bytes, &slice, &work->err);
     work->info.loaded_bytes += slice.loaded_bytes;
     work->info.weight_bytes = slice.weight_bytes;
     r->slice_ns = esp_now_ns() - start;
+    if (r->slice_ns > SLICE_NS && r->slice_bytes > SLICE_LEAST)
+        r->slice_bytes /= 2;
+    else if (r->slice_ns < SLICE_NS / 4 && r->slice_bytes < ESP_SHELF_SLICE)
+        r->slice_bytes *= 2;
     r->worked_ns = 0;
     r->warm_after_ns = 0;
     if (work->status == ESP_E_TIMEOUT) { /* not yet */

@@ -21,7 +21,7 @@ struct esp_shelf;
 struct esp_piece;
 struct esp_buf;
 
-/** Bytes of one slice: tens of milliseconds even where memory is slow, and long enough to be worth setting off. */
+/** Bytes of one slice at most: tens of milliseconds where the files are in memory, and enough to be worth setting off. */
 #define ESP_SHELF_SLICE (UINT64_C(32) << 20)
 
 /**

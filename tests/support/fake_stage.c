@@ -50,6 +50,8 @@ void esp_shelf_destroy(struct esp_shelf **shelf)
     *shelf = NULL;
 }
 
+atomic_ullong fake_slice_bytes;
+
 /* Of 6000 bytes: all at once, or FAKE_KV_SLOW: 100 a slice of 10 ms. */
 esp_status esp_shelf_load(struct esp_shelf *shelf, const struct esp_stage_spec *spec, uint64_t max_bytes,
                           struct esp_shelf_slice *out, struct esp_err *err)
@@ -66,6 +68,14 @@ esp_status esp_shelf_load(struct esp_shelf *shelf, const struct esp_stage_spec *
         out->loaded_bytes = 100;
         n_done += 100;
         out->lacking_bytes = 6000 - n_done;
+    }
+    if (spec->kv_tokens == FAKE_KV_CRAWL) {
+        out->weight_bytes = 64u << 20;
+        out->loaded_bytes = max_bytes < out->weight_bytes - n_done ? max_bytes : out->weight_bytes - n_done;
+        sleep_ms((long)(out->loaded_bytes / 100000));
+        n_done += out->loaded_bytes;
+        out->lacking_bytes = out->weight_bytes - n_done;
+        atomic_store(&fake_slice_bytes, max_bytes);
     }
     if (out->lacking_bytes == 0)
         n_done = 0;

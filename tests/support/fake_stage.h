@@ -13,6 +13,8 @@
 #ifndef ESP_TEST_FAKE_STAGE_H
 #define ESP_TEST_FAKE_STAGE_H
 
+#include <stdatomic.h>
+
 #define FAKE_WIDTH        4  /* of rows, both towers */
 #define FAKE_PICTURE_ROWS 2  /* N */
 #define FAKE_VOCAB        16 /* ids 0 .. 15 */
@@ -33,5 +35,9 @@
 #define FAKE_KV_SLOW    2 /* loads for 0.6 s, reporting every 10 ms */
 #define FAKE_KV_WRONG   3 /* a check finds the stage's last layer off by 0.5 */
 #define FAKE_KV_ENDLESS 4 /* a check finds one layer right and goes on until it is stopped */
+#define FAKE_KV_CRAWL   5 /* a warm one: 64 MiB at 100 MB/s, in slices as asked for */
+
+/** Bytes of the last slice of a warm placement that this process asked for. */
+extern atomic_ullong fake_slice_bytes;
 
 #endif

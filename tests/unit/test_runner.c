@@ -182,6 +182,17 @@ static void test_warm_under_load(void **state)
     assert_true(done_bytes >= 1000); /* ten slices beside sixty steps, each twice as long as a slice */
 }
 
+/* Where reading is slow, slices are small. */
+static void test_warm_from_slow_disk(void **state)
+{
+    struct esp_runner *r = *state;
+
+    push_place(r, 1, true, FAKE_KV_CRAWL);
+    take_place(r, 1, ESP_OK);
+    assert_true(atomic_load(&fake_slice_bytes) > 0);
+    assert_true(atomic_load(&fake_slice_bytes) <= 4u << 20); /* 8 MiB take 80 ms: too long */
+}
+
 /* A newer Place ends a warm one, whether it is warm itself or not, and what holds stays until a cold one comes. */
 static void test_warm_superseded(void **state)
 {
@@ -268,6 +279,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_warm_between_steps, setup, teardown),
         cmocka_unit_test_setup_teardown(test_warm_under_load, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_warm_from_slow_disk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_warm_superseded, setup, teardown),
         cmocka_unit_test_setup_teardown(test_warm_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_cold_superseded, setup, teardown),

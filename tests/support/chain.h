@@ -14,6 +14,7 @@ struct esp_chain {
     uint32_t n;
     struct esp_shelf *shelf[ESP_CHAIN_MAX]; /* one a stage, as if each were on a device of its own */
     struct esp_stage *stage[ESP_CHAIN_MAX];
+    struct esp_stage_spec spec[ESP_CHAIN_MAX];
     uint64_t next_id;
 };
 
@@ -22,6 +23,22 @@ struct esp_chain {
 void esp_chain_open(struct esp_chain *out, struct esp_vk *vk, const struct esp_checkpoint *ck, uint32_t n,
                     const uint32_t *n_enc, const uint32_t *n_dec, uint32_t max_rows);
 void esp_chain_close(struct esp_chain *chain);
+
+/** What has gone from stage to stage. */
+struct esp_chain_moved {
+    uint32_t n_layers, n_images;
+    uint64_t n_blocks;
+};
+
+/**
+ * Cuts the layers anew while sequences live: each stage takes over from the one before it, the rest goes from stage to stage
+ * in pieces of piece_bytes, with these pictures where the first decoder layer moves. Exits on failure.
+ */
+struct esp_chain_moved esp_chain_move(struct esp_chain *chain, const uint32_t *n_enc, const uint32_t *n_dec,
+                                      const uint64_t *images, uint32_t n_images, size_t piece_bytes);
+
+/** Forgets sequences and images everywhere. */
+void esp_chain_release(struct esp_chain *chain, const struct esp_msg_release *msg);
 
 /** Called with every trace of every stage. NULL: no tracing. */
 typedef void (*esp_chain_seen)(void *arg, const struct esp_stage_trace *trace);

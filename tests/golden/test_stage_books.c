@@ -120,6 +120,125 @@ static void test_forks(void **state)
     free(together);
 }
 
+/* Prompts of three sessions, one with a picture and one with a start of its answer, in one step: the logits of each are
+ * those that it has alone, of its last row and of the row after that. */
+static void test_prompts_together(void **state)
+{
+    enum { N = 3 };
+    const size_t vocab = esp_checkpoint_config(ck)->text.vocab;
+    float *want = malloc(2 * N * vocab * sizeof *want), *got = malloc(N * vocab * sizeof *got);
+    const uint32_t n_tok[N] = {n_ids, 11, 17};
+    const uint64_t seqs[N] = {70, 71, 72};
+    const int32_t token[N] = {5, 6, 7};
+    struct esp_seq_rows first[N], next[N];
+    int32_t all[MAX_ROWS];
+    struct esp_want wants[N];
+    struct esp_msg_step step = {.epoch = 1, .n_seqs = N, .seqs = first, .n_wants = N, .wants = wants};
+    struct esp_stage_out out;
+
+    assert_non_null(want);
+    assert_non_null(got);
+    for (uint32_t s = 0; s < N; s++) {
+        const int32_t *mine = all + step.rows;
+
+        memcpy(all + step.rows, ids + n_ids - n_tok[s],
+               n_tok[s] * sizeof *all); /* 1 and 2: of the text alone */
+        first[s] = s == 0 ? prompt_of(seqs[s])
+                          : (struct esp_seq_rows){.seq = seqs[s],
+                                                  .n_tok = n_tok[s],
+                                                  .n_prefix = s == 2 ? n_tok[s] - 4 : n_tok[s]};
+        next[s] =
+            (struct esp_seq_rows){.seq = seqs[s], .pos = n_tok[s], .n_tok = 1, .n_prefix = first[s].n_prefix};
+        esp_chain_seq(&chain, &first[s], mine, 1, 1, &out, NULL, NULL);
+        assert_int_equal(out.n_full, 1);
+        memcpy(want + s * vocab, out.full, vocab * sizeof *want);
+        esp_stage_out_finish(&out);
+        batch(&next[s], &token[s], 1, NULL, 0, want + (N + s) * vocab);
+        step.rows += n_tok[s];
+        wants[s] = (struct esp_want){.row = step.rows - 1, .k = 1, .full = true};
+    }
+    release(seqs, N);
+    step.id = chain.next_id++;
+    esp_chain_step(&chain, &step, all, &out, NULL, NULL);
+    assert_int_equal(out.n_full, N);
+    assert_memory_equal(out.full, want, N * vocab * sizeof *want);
+    esp_stage_out_finish(&out);
+    batch(next, token, N, NULL, 0, got);
+    assert_memory_equal(got, want + N * vocab, N * vocab * sizeof *want);
+    release(seqs, N);
+    assert_int_equal(info().kv_used_blocks, 0);
+    free(want);
+    free(got);
+}
+
+/*
+ * Bringing a sequence back after a loss: the prompt again, then the tokens fed since, many rows to a step and without any
+ * wants. What was computed for each of them one by one is there again to the bit: the next token's logits are the same, in
+ * a copy as well.
+ */
+static void test_rebuilt(void **state)
+{
+    enum {
+        N = 3,
+        T = 42
+    }; /* past a block's border, and more rows than a tile of attention or a product has */
+    static const uint32_t cuts[][4] = {{T, 0}, {1, 2, T - 3, 0}, {20, T - 20, 0}};
+    const size_t vocab = esp_checkpoint_config(ck)->text.vocab;
+    const uint64_t seqs[N] = {60, 61, 62};
+    const struct esp_fork forks[N - 1] = {{61, 60}, {62, 60}};
+    float *want = malloc(N * vocab * sizeof *want), *got = malloc(N * vocab * sizeof *got);
+    struct esp_seq_rows rows[N];
+    int32_t tokens[N], past[N * T];
+
+    assert_non_null(want);
+    assert_non_null(got);
+    for (uint32_t s = 0; s < N; s++) { /* one after the other, a token a step */
+        prefill(50);
+        for (uint32_t t = 0; t <= T; t++) {
+            rows[0] = next_of(50, t);
+            tokens[0] = (int32_t)(900 + 100 * s + t);
+            batch(rows, tokens, 1, NULL, 0, want + s * vocab);
+        }
+        release((const uint64_t[]){50}, 1);
+    }
+    for (size_t c = 0; c < sizeof cuts / sizeof cuts[0]; c++) {
+        uint32_t done = 0;
+
+        prefill(60);
+        for (const uint32_t *n = cuts[c]; *n; done += *n++) {
+            struct esp_msg_step step = {.epoch = 1,
+                                        .id = chain.next_id++,
+                                        .rows = N * *n,
+                                        .n_seqs = N,
+                                        .seqs = rows,
+                                        .n_forks = done == 0 ? N - 1 : 0,
+                                        .forks = forks};
+            struct esp_stage_out out;
+
+            for (uint32_t s = 0; s < N; s++) {
+                rows[s] = next_of(seqs[s], done);
+                rows[s].n_tok = *n;
+                for (uint32_t t = 0; t < *n; t++)
+                    past[s * *n + t] = (int32_t)(900 + 100 * s + done + t);
+            }
+            esp_chain_step(&chain, &step, past, &out, NULL, NULL);
+            assert_int_equal(out.n_results, 0);
+            esp_stage_out_finish(&out);
+        }
+        assert_int_equal(done, T);
+        for (uint32_t s = 0; s < N; s++) {
+            rows[s] = next_of(seqs[s], T);
+            tokens[s] = (int32_t)(900 + 100 * s + T);
+        }
+        batch(rows, tokens, N, NULL, 0, got);
+        assert_memory_equal(got, want, N * vocab * sizeof *want);
+        release(seqs, N);
+        assert_int_equal(info().kv_used_blocks, 0);
+    }
+    free(want);
+    free(got);
+}
+
 /* More sequences in a step than any kernel takes at once: still the same bits as alone. */
 static void test_many(void **state)
 {
@@ -369,8 +488,10 @@ static void test_no_number(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forks), cmocka_unit_test(test_many),      cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_full),  cmocka_unit_test(test_no_number),
+        cmocka_unit_test(test_forks),     cmocka_unit_test(test_prompts_together),
+        cmocka_unit_test(test_rebuilt),   cmocka_unit_test(test_many),
+        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_full),
+        cmocka_unit_test(test_no_number),
     };
     struct esp_log log;
     struct esp_err err = {0};

@@ -173,7 +173,7 @@ static esp_status search(struct esp_placement *out, const struct esp_place_worke
     const struct esp_cost_options cost_options = {.bytes_per_weight = bytes_per_weight(ck),
                                                   .n_image = 1,
                                                   .max_rows = o->sizing.context,
-                                                  .max_seqs = ESP_CLUSTER_MAX_SEQS};
+                                                  .max_seqs = ESP_CLUSTER_LOGIT_ROWS};
     struct esp_place_options place_options;
     struct esp_model_cost cost;
     struct esp_split split;

@@ -16,7 +16,8 @@
 #include "proto/status.h"
 #include "proto/wire.h"
 
-#define ESP_CLUSTER_MAX_SEQS 128 /* sequences alive at once: block tables are small */
+#define ESP_CLUSTER_MAX_SEQS   256 /* sequences alive at once: block tables are small */
+#define ESP_CLUSTER_LOGIT_ROWS 16  /* held by the head: 8 at a time, and as many on their way out */
 #define ESP_CLUSTER_ENCODES                                                                                  \
     2 /* pictures in the encoder at once; the first decoder stage has room to spare for them */
 

@@ -310,7 +310,8 @@ static bool tell_tokens(struct esp_server *sv, struct esp_session *s, double now
 {
     struct esp_decode_hyp h;
 
-    if (!esp_decode_streams(s->decode) || !esp_decode_hyp(s->decode, 0, &h))
+    if (!esp_decode_streams(s->decode) || s->n_tokens_sent >= esp_decode_n_steps(s->decode) ||
+        !esp_decode_hyp(s->decode, 0, &h))
         return true;
     while (s->n_tokens_sent < h.n_ids) {
         const uint32_t i = s->n_tokens_sent;

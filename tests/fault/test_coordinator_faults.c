@@ -295,6 +295,35 @@ static void test_step_error(void **state)
     works(rig, 0, 3);
 }
 
+/* A step of three requests fails, for the fault of none that would show when they are alone: all have their answers. */
+static void test_shared_step_error(void **state)
+{
+    struct rig *rig = *state;
+    struct esp_msg error = {.kind = ESP_MSG_ERROR};
+
+    rig_start(rig, NULL);
+    rig->w[0].hold_work = true;
+    rig_join(rig, 1);
+    for (uint64_t id = 1; id <= 3; id++) {
+        struct esp_msg_request r = request(id, 40);
+
+        rig_request(rig, 0, &r, NULL);
+        rig_take(rig, 0, ESP_MSG_ACCEPTED);
+    }
+    rig->w[0].n_does = 6; /* all three are past their prompts by then */
+    rig_resume(rig, 0);
+    rig_until(rig, holds_work, &rig->w[0], "a step of all three");
+    assert_int_equal(rig->w[0].held[0].step.n_seqs, 3);
+    rig->last_step = rig->w[0].held[0].step.id;
+    error.error = (struct esp_msg_error){
+        .code = ESP_E_LIMIT, .text = "layer 2: KV cache full", .epoch = 1, .step = rig->last_step};
+    rig_drop_held(rig, 0);
+    rig_send(rig, 0, &error);
+    for (uint64_t id = 1; id <= 3; id++)
+        assert_int_equal(rig_take_greedy(rig, 0, 40)->done.rebuilds, 1);
+    rig_until_free(rig);
+}
+
 static void test_image_error(void **state)
 {
     struct rig *rig = *state;
@@ -561,14 +590,23 @@ int main(void)
 {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, rig_setup, rig_teardown)
     const struct CMUnitTest tests[] = {
-        CASE(test_lies),          CASE(test_older_epoch),
-        CASE(test_silent_worker), CASE(test_vanished_worker),
-        CASE(test_step_error),    CASE(test_image_error),
-        CASE(test_load_failure),  CASE(test_cancel),
-        CASE(test_cancel_before), CASE(test_client_vanishes),
-        CASE(test_client_sleeps), CASE(test_strangers),
-        CASE(test_hello_refused), CASE(test_hello_again),
-        CASE(test_shutdown),      CASE(test_failed_begins_anew),
+        CASE(test_lies),
+        CASE(test_older_epoch),
+        CASE(test_silent_worker),
+        CASE(test_vanished_worker),
+        CASE(test_shared_step_error),
+        CASE(test_step_error),
+        CASE(test_image_error),
+        CASE(test_load_failure),
+        CASE(test_cancel),
+        CASE(test_cancel_before),
+        CASE(test_client_vanishes),
+        CASE(test_client_sleeps),
+        CASE(test_strangers),
+        CASE(test_hello_refused),
+        CASE(test_hello_again),
+        CASE(test_shutdown),
+        CASE(test_failed_begins_anew),
         CASE(test_lost_work),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -128,6 +128,49 @@ static void test_big_one_waits_its_turn(void **state)
     sched_rig_close(&rig);
 }
 
+/* Who a client is, and what is remembered of one. */
+static void test_clients(void **state)
+{
+    struct esp_shares shares = {0};
+    struct esp_peer plain[2] = {{.n = 1, .id = {1}}, {.n = 1, .id = {2}}}, keyed[3];
+    struct esp_share *a, *b, *c, *d;
+
+    for (uint32_t i = 0; i < 3; i++) { /* two connections with one key, and a third with another */
+        keyed[i] = (struct esp_peer){.n = 1, .id = {(uint8_t)i}, .member = ESP_MEMBER_CLIENT};
+        keyed[i].key[0] = i == 2;
+    }
+    a = esp_shares_wait(&shares, &keyed[0]);
+    b = esp_shares_wait(&shares, &keyed[1]);
+    c = esp_shares_wait(&shares, &keyed[2]);
+    assert_ptr_equal(a, b);
+    assert_ptr_not_equal(a, c);
+    d = esp_shares_wait(&shares, &plain[0]);
+    assert_ptr_not_equal(d, esp_shares_wait(&shares, &plain[1]));
+    esp_shares_leave(&shares, &a, 100, true);
+    assert_null(a);
+    assert_int_equal(b->spent, 100);
+    assert_int_equal(c->spent, 0);
+    esp_shares_leave(&shares, &c, 30, true);
+    c = esp_shares_wait(&shares, &keyed[2]);
+    assert_int_equal(c->spent, 30); /* others wait, so it is remembered what one had */
+    esp_shares_leave(&shares, &c, 30, true);
+    esp_shares_leave(&shares, &b, 0, false); /* went away: given nothing */
+    b = esp_shares_wait(&shares, &keyed[0]);
+    assert_int_equal(b->spent, 100);
+    c = esp_shares_wait(&shares, &(struct esp_peer){.n = 1, .id = {9}});
+    assert_int_equal(c->spent, 30); /* who is new begins where the last one to be given something was */
+    while (shares.n_waiting > 0)
+        for (struct esp_share *s = shares.first; s; s = s->next)
+            if (s->n_waiting > 0) {
+                struct esp_share *gone = s;
+
+                esp_shares_leave(&shares, &gone, 7, true);
+                break;
+            }
+    assert_null(shares.first); /* nobody waits: nobody is owed anything */
+    esp_shares_finish(&shares);
+}
+
 /* A cancelled session's step comes home first; only then are its sequences named, each once. */
 static void test_end_with_step_out(void **state)
 {
@@ -479,6 +522,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_admission),
         cmocka_unit_test(test_fairness),
+        cmocka_unit_test(test_clients),
         cmocka_unit_test(test_big_one_waits_its_turn),
         cmocka_unit_test(test_end_with_step_out),
         cmocka_unit_test(test_cached_pictures),

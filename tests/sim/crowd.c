@@ -56,6 +56,24 @@ static void load_pictures(struct crowd *c)
     free(pixels);
 }
 
+/* Its connection stands once it has an answer. */
+static void await(struct crowd *c, uint32_t i)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_STATUS_QUERY, .status_query = {.id = 1}};
+    const double end = fleet_now() + FLEET_DEADLINE_S;
+    struct esp_err err;
+    bool there = false;
+
+    must(esp_link_send(c->link[i], NULL, &msg, &err), &err, "a client");
+    while (!there) {
+        esp_link_wait(&(struct esp_wait){.link = c->link[i]}, 1, 100, NULL);
+        there = !esp_link_recv(c->link[i], NULL, &msg, &err);
+        esp_msg_finish(&msg);
+        if (!there && fleet_now() > end)
+            fail_msg("client %u gets no answer", i);
+    }
+}
+
 void crowd_open(struct crowd *c, struct fleet *f, uint32_t n_clients)
 {
     const struct esp_link_options dial = {.type = ESP_LINK_DIAL, .hwm = 4096};
@@ -69,6 +87,7 @@ void crowd_open(struct crowd *c, struct fleet *f, uint32_t n_clients)
     for (uint32_t i = 0; i < n_clients; i++) {
         must(esp_link_create(&c->link[i], f->net, &dial, &err), &err, "a client");
         must(esp_link_connect(c->link[i], f->at, &err), &err, "a client");
+        await(c, i);
     }
 }
 

@@ -38,6 +38,7 @@ struct crowd {
     } picture[CROWD_PICTURES];
 };
 
+/** Dials n times, and returns when all are connected. */
 void crowd_open(struct crowd *c, struct fleet *f, uint32_t n_clients);
 
 /** One more request. Prompts differ, each from all others, in words and length. */

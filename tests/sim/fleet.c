@@ -366,6 +366,27 @@ static void stop_worker(const struct fleet *f, struct fleet_worker *w)
 
 /* ---- the whole ---- */
 
+void fleet_time(struct fleet *f, struct fleet_time *out)
+{
+    *out = (struct fleet_time){0};
+    for (uint32_t i = 0; i < f->n; i++) {
+        const struct sim_counters *n = &f->w[i].device.count;
+
+        out->asked += 1e-9 * (double)atomic_load(&n->asked_ns);
+        out->taken += 1e-9 * (double)atomic_load(&n->taken_ns);
+        out->calls += (double)(atomic_load(&n->n_steps) + atomic_load(&n->n_pictures));
+    }
+}
+
+bool fleet_starved(struct fleet *f, const struct fleet_time *since, double *late)
+{
+    struct fleet_time now;
+
+    fleet_time(f, &now);
+    *late = (now.taken - since->taken - (now.asked - since->asked)) / (now.calls - since->calls);
+    return *late > FLEET_LATE_S;
+}
+
 void fleet_status(struct fleet *f, struct esp_msg *status)
 {
     struct esp_msg query = {.kind = ESP_MSG_STATUS_QUERY, .status_query = {.id = ++f->n_query}};

@@ -88,6 +88,19 @@ void fleet_start_even(struct fleet *f, uint32_t n, const struct sim_profile *pro
 /** Ends everything, in order, and removes the files; fails the test if anyone ended badly. */
 void fleet_stop(struct fleet *f);
 
+/** All calls of all stages that are threads here: their times by the profiles, as they were, and how many. */
+struct fleet_time {
+    double asked, taken, calls;
+};
+void fleet_time(struct fleet *f, struct fleet_time *out);
+
+/**
+ * Whether the machine is too busy with something else to say anything about a pipeline: since then sleepers were woken
+ * more than FLEET_LATE_S late on average. A test that then misses its bound says so aloud and is skipped.
+ */
+bool fleet_starved(struct fleet *f, const struct fleet_time *since, double *late);
+#define FLEET_LATE_S 0.00025
+
 /** Processor time that the coordinator has taken, in seconds. */
 double fleet_cpu(const struct fleet *f);
 

@@ -16,9 +16,9 @@
 #include "tests/sim/crowd.h"
 
 #define TRIES      3
-#define A_STAGE    4     /* sessions */
-#define STEP_S     0.008 /* F */
-#define ROW_S      0.001 /* R */
+#define A_STAGE    4      /* sessions */
+#define STEP_S     0.012  /* F */
+#define ROW_S      0.0015 /* R */
 #define N_CLIENTS  8
 #define MAX_STAGES 16
 
@@ -29,6 +29,8 @@ struct count {
 struct throughput {
     double tokens, bound, best; /* a second */
     double batch;               /* rows a step, of the slowest stage */
+    double late;                /* that sleepers were woken, seconds */
+    bool starved;
 };
 
 static void count(struct count *out, struct fleet *f)
@@ -47,6 +49,7 @@ static struct throughput measure(struct fleet *f, uint32_t n_tokens)
     const uint32_t n_sessions = A_STAGE * f->n;
     struct count before[MAX_STAGES], after[MAX_STAGES];
     struct throughput t = {.best = A_STAGE / (STEP_S + ROW_S * A_STAGE)};
+    struct fleet_time time;
     struct crowd c;
     uint64_t n_before;
     double begun, seconds;
@@ -63,11 +66,13 @@ static struct throughput measure(struct fleet *f, uint32_t n_tokens)
     }
     assert_int_equal(c.n_ended, 0); /* or there is nothing to measure */
     count(before, f);
+    fleet_time(f, &time);
     n_before = c.n_tokens;
     begun = fleet_now();
     while (c.n_ended == 0)
         crowd_pump(&c, 100);
     count(after, f);
+    t.starved = fleet_starved(f, &time, &t.late);
     seconds = fleet_now() - begun;
     t.tokens = (double)(c.n_tokens - n_before) / seconds;
     for (uint32_t i = 0; i < f->n; i++) {
@@ -88,8 +93,9 @@ static void test_equal_stages(void **state)
 {
     static const uint32_t n_stages[] = {2, 4, 8, MAX_STAGES};
     const double seconds = fleet_soak() ? 40 : 3; /* each measurement, about */
+    bool starved = false;
 
-    printf("\n%d sessions a stage, equal stages of %.0f ms a step and %.0f ms a row: tokens a second\n"
+    printf("\n%d sessions a stage, equal stages of %.1f ms a step and %.1f ms a row: tokens a second\n"
            "stages  sessions  tokens/s    bound  rows/step  best possible  tokens/bound\n",
            A_STAGE, 1e3 * STEP_S, 1e3 * ROW_S);
     for (size_t i = 0; i < sizeof n_stages / sizeof n_stages[0]; i++) {
@@ -107,13 +113,20 @@ static void test_equal_stages(void **state)
         for (int t = 0; t < TRIES && (t == 0 || best.tokens < 0.9 * best.bound); t++) {
             const struct throughput m = measure(&f, n_tokens);
 
+            starved |= m.starved;
             if (t == 0 || m.tokens / m.bound > best.tokens / best.bound)
                 best = m;
         }
         fleet_stop(&f);
         printf("%6u  %8u  %8.1f  %7.1f  %9.2f  %13.1f  %12.3f\n", n, A_STAGE * n, best.tokens, best.bound,
                best.batch, best.best, best.tokens / best.bound);
+        if (best.tokens < 0.9 * best.bound && starved) {
+            printf("NOT JUDGED: something else keeps this machine busy, and sleepers wake %.2f ms late\n",
+                   1e3 * best.late);
+            skip();
+        }
         assert_true(best.tokens >= 0.9 * best.bound);
+        assert_true(best.tokens >= 0.8 * best.best || starved); /* the batches are as large as they can be */
     }
 }
 

@@ -103,7 +103,7 @@ static struct round lose(struct fleet *f, struct crowd *c, uint32_t i, bool free
 
 static void test_churn(void **state)
 {
-    const uint32_t n_rounds = fleet_soak() ? 100 : 6, n_workers = fleet_soak() ? 16 : 6;
+    const uint32_t n_rounds = fleet_soak() ? 100 : 4, n_workers = fleet_soak() ? 16 : 6;
     char n[8], timeout[8];
     const char *args[] = {"--workers",      n,     "--context",    "256",   "--kv-tokens", "16384",
                           "--heartbeat-ms", "200", "--timeout-ms", timeout, NULL};

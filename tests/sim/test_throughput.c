@@ -17,8 +17,8 @@
 
 #define TRIES      3
 #define A_STAGE    4      /* sessions */
-#define STEP_S     0.012  /* F */
-#define ROW_S      0.0015 /* R */
+#define STEP_S     0.010  /* F */
+#define ROW_S      0.00125 /* R */
 #define N_CLIENTS  8
 #define MAX_STAGES 16
 
@@ -92,7 +92,7 @@ static struct throughput measure(struct fleet *f, uint32_t n_tokens)
 static void test_equal_stages(void **state)
 {
     static const uint32_t n_stages[] = {2, 4, 8, MAX_STAGES};
-    const double seconds = fleet_soak() ? 40 : 3; /* each measurement, about */
+    const double seconds = fleet_soak() ? 40 : 2; /* each measurement, about */
     bool starved = false;
 
     printf("\n%d sessions a stage, equal stages of %.1f ms a step and %.1f ms a row: tokens a second\n"
@@ -105,7 +105,7 @@ static void test_equal_stages(void **state)
         struct fleet f;
         uint32_t n_tokens = (uint32_t)(seconds / (n * (STEP_S + ROW_S * A_STAGE)));
 
-        n_tokens = n_tokens < 16 ? 16 : n_tokens > 400 ? 400 : n_tokens;
+        n_tokens = n_tokens < 12 ? 12 : n_tokens > 400 ? 400 : n_tokens;
         p.step_layer_s = STEP_S * n / FLEET_DEC_LAYERS;
         p.decode_row_s = ROW_S * n / FLEET_DEC_LAYERS;
         p.prefill_row_s = p.decode_row_s / 20;

@@ -27,6 +27,7 @@ struct cut {
 struct moved {
     uint32_t n_layers, n_images;
     uint64_t kv_blocks, n_bytes;
+    uint64_t loaded_bytes; /* of weights, for the placement */
 };
 
 static uint32_t max_u32(uint32_t a, uint32_t b)
@@ -97,15 +98,20 @@ static void place(struct rig *rig, int i, const struct cut *c, uint64_t epoch, u
     rig_place_on(rig, i, &p, carry, n_moves, warm);
 }
 
-static void take_ready(struct rig *rig, uint64_t epoch, int n)
+/** So many Readys; the bytes that were read for them. */
+static uint64_t take_ready(struct rig *rig, uint64_t epoch, int n)
 {
+    uint64_t loaded = 0;
+
     for (int i = 0; i < n; i++) {
         struct esp_msg msg;
 
         rig_take(rig, -1, ESP_MSG_READY, &msg);
         assert_int_equal(msg.ready.epoch, epoch);
+        loaded += msg.ready.loaded_bytes;
         esp_msg_finish(&msg);
     }
+    return loaded;
 }
 
 static void send_move(struct rig *rig, int i, uint64_t epoch, uint32_t lo, uint32_t hi, int to,
@@ -157,6 +163,7 @@ static struct moved replace(struct rig *rig, uint64_t epoch, const struct cut *f
 {
     const int embed0 = at_dec(from, 0), embed1 = at_dec(to, 0);
     uint32_t lo, hi, n_layers = 0;
+    uint64_t loaded_bytes;
     struct moved m;
 
     for (int i = 0; i < RIG_WORKERS; i++) {
@@ -166,7 +173,7 @@ static struct moved replace(struct rig *rig, uint64_t epoch, const struct cut *f
             n_moves += passes(from, to, i, j, &lo, &hi); /* layer 0 takes the pictures along */
         place(rig, i, to, epoch, epoch - 1, n_moves, false);
     }
-    take_ready(rig, epoch, RIG_WORKERS);
+    loaded_bytes = take_ready(rig, epoch, RIG_WORKERS);
     for (int i = 0; i < RIG_WORKERS; i++) {
         for (int j = 0; j < RIG_WORKERS; j++) {
             if (!passes(from, to, i, j, &lo, &hi))
@@ -176,6 +183,7 @@ static struct moved replace(struct rig *rig, uint64_t epoch, const struct cut *f
         }
     }
     take_moved(rig, epoch, n_layers, embed0 != embed1 ? n_images : 0, &m);
+    m.loaded_bytes = loaded_bytes;
     return m;
 }
 
@@ -284,6 +292,7 @@ static void test_drain(void **state)
 
     m = replace(rig, 2, &thirds, &no_middle, &image, 1);
     assert_int_equal(m.kv_blocks, 2 * (5 + 1 + 5 + 1));
+    assert_int_equal(m.loaded_bytes, (1 + 2) * FAKE_LAYER_BYTES); /* only what changed hands */
     assert_int_equal(m.n_bytes, 2 * (5 + 1 + 5 + 1) * FAKE_BLOCK_TOKENS * FAKE_WIDTH * sizeof(float));
     expect_held(rig, 1, 2, 0, 0);
     expect_held(rig, 0, 2, 4, 1);
@@ -409,7 +418,7 @@ static void test_join(void **state)
     rig_take(rig, 1, ESP_MSG_WARMED, &msg);
     esp_msg_finish(&msg);
     say(rig, &two, 1, 2, &a, 1);
-    replace(rig, 2, &two, &thirds, NULL, 0);
+    assert_int_equal(replace(rig, 2, &two, &thirds, NULL, 0).loaded_bytes, 0); /* all was there */
     say(rig, &thirds, 2, 1, &a, 5);
 }
 
@@ -471,6 +480,52 @@ static void test_warm_trouble(void **state)
     rig_place_on(rig, 0, &p, 0, 0, true);
     rig_expect_log(rig, "epoch=1 place_ignored placed=1", 1);
     rig_expect_silence(rig, 20);
+}
+
+/* A coordinator that comes back counts epochs anew. The worker has kept its weights, but what it has of an epoch of the
+ * same number is not this coordinator's. */
+static void test_coordinator_restarts(void **state)
+{
+    static const struct cut one = {{0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}};
+    struct rig *rig = *state;
+    struct talk a = {.seq = 9};
+    const int32_t ids[] = {3};
+
+    rig->timeout_ms = 1500;
+    rig_join(rig, 1);
+    place(rig, 0, &one, 5, 0, 0, false);
+    assert_int_equal(take_ready(rig, 5, 1), (N_ENC + N_DEC) * FAKE_LAYER_BYTES);
+    say(rig, &one, 5, 1, &a, 3);
+    rig_close(rig);
+    rig_expect_log(rig, "coordinator_lost", 1);
+    rig->timeout_ms = RIG_DEADLINE_MS;
+    rig_open(rig);
+    rig_welcome(rig, 0);
+    place(rig, 0, &one, 1, 0, 0, false);
+    assert_int_equal(take_ready(rig, 1, 1), 0);
+    a.n = 0;
+    say(rig, &one, 1, 1, &a, 3); /* begins empty */
+
+    rig_close(rig);
+    rig_stop(rig, 0);
+    rig_wait(rig, 0);
+    rig_open(rig);
+    rig->timeout_ms = 1500;
+    rig_start(rig, 0);
+    rig_welcome(rig, 0);
+    place(rig, 0, &one, 5, 0, 0, false);
+    take_ready(rig, 5, 1);
+    a.n = 0;
+    say(rig, &one, 5, 1, &a, 3);
+    rig_close(rig);
+    rig_expect_log(rig, "coordinator_lost", 2);
+    rig->timeout_ms = RIG_DEADLINE_MS;
+    rig_open(rig);
+    rig_welcome(rig, 0);
+    place(rig, 0, &one, 6, 5, 0, false);
+    assert_int_equal(take_ready(rig, 6, 1), 0);
+    rig_send_rows(rig, 0, 6, 1, 9, 3, ids, 1);
+    rig_take_error(rig, 0, ESP_E_PROTO, "KV of 6 layers has not come yet", 6, 1, 0);
 }
 
 /* The coordinator's stamp comes back at once, however far the next heartbeat is. */
@@ -756,10 +811,9 @@ static void test_unfinished(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_RIG(test_drain),          WITH_RIG(test_random_moves),
-        WITH_RIG(test_join),           WITH_RIG(test_warm_trouble),
-        WITH_RIG(test_echo),           WITH_RIG(test_wrong_carry),
-        WITH_RIG(test_wrong_moves),    WITH_RIG(test_before_all_is_here),
+        WITH_RIG(test_drain),          WITH_RIG(test_random_moves),         WITH_RIG(test_join),
+        WITH_RIG(test_warm_trouble),   WITH_RIG(test_coordinator_restarts), WITH_RIG(test_echo),
+        WITH_RIG(test_wrong_carry),    WITH_RIG(test_wrong_moves),          WITH_RIG(test_before_all_is_here),
         WITH_RIG(test_hostile_blocks), WITH_RIG(test_unfinished),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

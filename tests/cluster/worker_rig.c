@@ -85,9 +85,13 @@ void rig_close(struct rig *rig)
 static void *worker_main(void *arg)
 {
     struct rig_worker *w = arg;
+    struct esp_shelf *shelf;
     bool still_busy;
 
-    w->status = esp_worker_serve(&w->options, NULL, &still_busy, &w->err);
+    w->status = esp_shelf_create(&shelf, NULL, NULL, NULL, NULL, &w->err);
+    if (!w->status)
+        w->status = esp_worker_serve(&w->options, shelf, &still_busy, &w->err);
+    esp_shelf_destroy(&shelf);
     atomic_store(&w->ended, true);
     return NULL;
 }

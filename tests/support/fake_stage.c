@@ -21,6 +21,7 @@ struct fake_image {
 
 struct esp_stage {
     struct esp_stage_spec spec;
+    uint64_t loaded_bytes;
     bool has_books; /* its sequences are the model's, not those of a stage that has yet to get any */
     struct fake_seq seq[FAKE_SEQS];
     struct fake_image image[FAKE_IMAGES];
@@ -34,8 +35,20 @@ static void sleep_ms(long ms)
 }
 
 struct esp_shelf {
-    int unused;
+    uint32_t layers; /* it holds: a bit each, the encoder's first */
 };
+
+/** A placement's layers, likewise. */
+static uint32_t layers_of(const struct esp_stage_spec *spec)
+{
+    uint32_t bits = 0;
+
+    for (uint32_t l = spec->enc_lo; l < spec->enc_hi; l++)
+        bits |= 1u << l;
+    for (uint32_t l = spec->dec_lo; l < spec->dec_hi; l++)
+        bits |= 1u << (FAKE_LAYERS + l);
+    return bits;
+}
 
 esp_status esp_shelf_create(struct esp_shelf **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
                             esp_shelf_need need, void *need_arg, struct esp_err *err)
@@ -77,8 +90,10 @@ esp_status esp_shelf_load(struct esp_shelf *shelf, const struct esp_stage_spec *
         out->lacking_bytes = out->weight_bytes - n_done;
         atomic_store(&fake_slice_bytes, max_bytes);
     }
-    if (out->lacking_bytes == 0)
+    if (out->lacking_bytes == 0) {
         n_done = 0;
+        shelf->layers |= layers_of(spec);
+    }
     return ESP_OK;
 }
 
@@ -101,6 +116,8 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
     if (!*out)
         return esp_fail(err, ESP_E_NOMEM, "fake stage");
     (*out)->spec = *spec;
+    (*out)->loaded_bytes = FAKE_LAYER_BYTES * (uint64_t)__builtin_popcount(layers_of(spec) & ~shelf->layers);
+    shelf->layers = layers_of(spec);
     if (former && former->spec.dec_lo < former->spec.dec_hi && spec->dec_lo < spec->dec_hi) {
         (*out)->has_books = true;
         for (int i = 0; i < FAKE_SEQS; i++) {
@@ -133,7 +150,7 @@ void esp_stage_info(const struct esp_stage *stage, struct esp_stage_info_out *ou
 {
     memset(out, 0, sizeof *out);
     out->weight_bytes = 1000;
-    out->loaded_bytes = 600;
+    out->loaded_bytes = stage->loaded_bytes;
     out->kv_bytes = 2000;
     out->scratch_bytes = 3000;
     out->kv_blocks = stage->spec.kv_tokens / FAKE_BLOCK_TOKENS + 1;

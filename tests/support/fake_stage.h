@@ -22,6 +22,7 @@
 #define FAKE_SEQS         16
 #define FAKE_IMAGES       8
 #define FAKE_BLOCK_TOKENS 8
+#define FAKE_LAYER_BYTES  50 /* read for a layer that the shelf does not hold */
 #define FAKE_MOVE_BLOCKS  2
 
 #define FAKE_SEQ_LIMIT  1001 /* refused: ESP_E_LIMIT */

@@ -1,4 +1,4 @@
-#include "model/checkpoint.h"
+#include "model/checkpoint_state.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -8,20 +8,9 @@
 #include "model/file.h"
 #include "model/json.h"
 #include "model/roles.h"
-#include "model/safetensors.h"
 #include "model/shard_index.h"
 
 #define MAX_INDEX_BYTES ((size_t)4 << 20)
-
-struct esp_checkpoint {
-    char *dir;
-    struct esp_config config;
-    size_t n_shard;
-    struct esp_safetensors *shard[ESP_MAX_SHARDS];
-    size_t n_tensor;
-    const struct esp_tensor **by_name; /* of all shards, sorted */
-    const struct esp_tensor *role[ESP_N_ROLE][ESP_MAX_LAYERS];
-};
 
 static int compare_names(const void *a, const void *b)
 {
@@ -185,8 +174,7 @@ static esp_status detect_layout(enum esp_layout *out, const struct esp_checkpoin
                     ck->n_tensor ? esp_shown(shown, ck->by_name[0]->name) : "none");
 }
 
-/* "[2048, 1152]" */
-static const char *shape_text(char buf[ESP_SHOWN], const uint64_t *shape, uint32_t n_dim)
+const char *esp_shape_text(char buf[ESP_SHOWN], const uint64_t *shape, uint32_t n_dim)
 {
     size_t n = 0;
 
@@ -210,13 +198,14 @@ static esp_status bind(struct esp_checkpoint *ck, enum esp_layout layout, enum e
     t = find(ck, name);
     if (!t)
         return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s %s is missing (%s names)", ck->dir, name,
-                        shape_text(wanted, shape, n_dim), esp_layout_name(layout));
+                        esp_shape_text(wanted, shape, n_dim), esp_layout_name(layout));
     if (t->dtype != ESP_F32 && t->dtype != ESP_F16 && t->dtype != ESP_BF16)
         return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s: dtype %s, expected F32, F16 or BF16", t->file,
                         name, esp_shown(found, t->stored_dtype));
     if (t->n_dim != n_dim || memcmp(t->shape, shape, n_dim * sizeof shape[0]) != 0)
         return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s: shape %s, expected %s by config.json", t->file,
-                        name, shape_text(found, t->shape, t->n_dim), shape_text(wanted, shape, n_dim));
+                        name, esp_shape_text(found, t->shape, t->n_dim),
+                        esp_shape_text(wanted, shape, n_dim));
     ck->role[role][layer] = t;
     return ESP_OK;
 }
@@ -264,6 +253,7 @@ void esp_checkpoint_destroy(struct esp_checkpoint **ck)
     *ck = NULL;
     if (!c)
         return;
+    esp_remote_finish(&c->remote);
     free(c->by_name);
     for (size_t i = 0; i < c->n_shard; i++)
         esp_safetensors_destroy(&c->shard[i]);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -110,4 +111,44 @@ void esp_file_unmap(const void *data, size_t n_bytes)
 bool esp_file_exists(const char *path)
 {
     return access(path, F_OK) == 0;
+}
+
+esp_status esp_file_make_dir(const char *path, struct esp_err *err)
+{
+    struct stat sb;
+    char part[4096];
+    size_t n = strlen(path);
+
+    if (n == 0 || n >= sizeof part)
+        return esp_fail(err, ESP_E_IO, "a path of %zu bytes for a directory", n);
+    memcpy(part, path, n + 1);
+    for (size_t i = 1; i <= n; i++) {
+        if (part[i] != '/' && part[i] != '\0')
+            continue;
+        part[i] = '\0';
+        if (mkdir(part, 0700) != 0 && errno != EEXIST)
+            return esp_fail(err, ESP_E_IO, "%s: %s", part, strerror(errno));
+        if (i < n)
+            part[i] = '/';
+    }
+    if (stat(part, &sb) != 0 || !S_ISDIR(sb.st_mode))
+        return esp_fail(err, ESP_E_IO, "%s: not a directory", path);
+    return ESP_OK;
+}
+
+esp_status esp_file_cache_dir(char *out, size_t n_out, const char *sub, struct esp_err *err)
+{
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    int n;
+
+    if (xdg && *xdg == '/')
+        n = snprintf(out, n_out, "%s/espalier/%s", xdg, sub);
+    else if (home && *home == '/')
+        n = snprintf(out, n_out, "%s/.cache/espalier/%s", home, sub);
+    else
+        return esp_fail(err, ESP_E_ARG,
+                        "no place for a cache: neither XDG_CACHE_HOME nor HOME is an absolute path");
+    if (n < 0 || (size_t)n >= n_out)
+        return esp_fail(err, ESP_E_ARG, "the path of the cache is too long");
+    return ESP_OK;
 }

@@ -28,6 +28,15 @@ esp_status esp_file_map(const void **out, size_t *n_bytes, const char *path, str
 /** Tolerates NULL. */
 void esp_file_unmap(const void *data, size_t n_bytes);
 
+/** Makes a directory and what is missing above it, for this user alone; one that is there is fine. ESP_E_IO. */
+esp_status esp_file_make_dir(const char *path, struct esp_err *err);
+
+/**
+ * $XDG_CACHE_HOME/espalier/SUB, or the same in ~/.cache; nothing is made.
+ * Errors: ESP_E_ARG (neither is set to an absolute path, or it does not fit).
+ */
+esp_status esp_file_cache_dir(char *out, size_t n_out, const char *sub, struct esp_err *err);
+
 /** Whether the path leads to anything; dangling links do not. */
 bool esp_file_exists(const char *path);
 

@@ -80,6 +80,8 @@ enum {
     OPT_HELP,
     OPT_VERSION,
     OPT_HEARTBEAT,
+    OPT_CHUNK,
+    OPT_STOP_AFTER,
     OPT_TIMEOUT
 };
 
@@ -100,11 +102,14 @@ static const struct option longs[] = {{"model", required_argument, NULL, OPT_MOD
                                       /* for tests: not in the help */
                                       {"heartbeat-ms", required_argument, NULL, OPT_HEARTBEAT},
                                       {"timeout-ms", required_argument, NULL, OPT_TIMEOUT},
+                                      {"chunk-kib", required_argument, NULL, OPT_CHUNK},
+                                      {"chunks-at-most", required_argument, NULL, OPT_STOP_AFTER},
                                       {NULL, 0, NULL, 0}};
 
 /* Exit status, or -1 to go on. */
 static int parse(struct options *o, int argc, char **argv)
 {
+    uint32_t number = 0;
     int c, index = 0;
 
     while ((c = getopt_long(argc, argv, ":", longs, &index)) != -1) {
@@ -134,6 +139,14 @@ static int parse(struct options *o, int argc, char **argv)
             break;
         case OPT_TIMEOUT:
             good = parse_u32(&o->server.timeout_ms, optarg, 1);
+            break;
+        case OPT_CHUNK:
+            good = parse_u32(&number, optarg, 1) && number <= UINT32_MAX >> 10;
+            o->server.supply.chunk_bytes = number << 10;
+            break;
+        case OPT_STOP_AFTER:
+            good = parse_u32(&number, optarg, 1);
+            o->server.supply.stop_after = number;
             break;
         case OPT_SPLIT:
             o->server.split = optarg;

@@ -104,7 +104,7 @@ static esp_status hello_check(const struct esp_roster *r, const struct esp_peer 
         return esp_fail(err, ESP_E_ARG,
                         "hello: a worker named %s is here already; give this one another --name",
                         hello->name);
-    if (memcmp(r->fingerprint, hello->fingerprint, sizeof r->fingerprint) != 0) {
+    if (!hello->wants_weights && memcmp(r->fingerprint, hello->fingerprint, sizeof r->fingerprint) != 0) {
         char ours[17], theirs[17];
         hex8(ours, r->fingerprint);
         hex8(theirs, hello->fingerprint);
@@ -152,6 +152,7 @@ esp_status esp_roster_join(struct esp_worker **out, struct esp_roster *roster, c
     keep(w->device_name, sizeof w->device_name, hello->device.name);
     keep(w->device_driver, sizeof w->device_driver, hello->device.driver);
     keep(w->device_variant, sizeof w->device_variant, hello->device.variant);
+    w->streams = hello->wants_weights;
     w->device = hello->device;
     w->device.name = w->device_name;
     w->device.driver = w->device_driver;

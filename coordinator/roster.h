@@ -58,6 +58,10 @@ struct esp_worker {
     bool verify_deviates;
     char cause[ESP_ERR_TEXT_MAX]; /* FAILED or lost: why */
     bool lost;                    /* a message could not be sent: to be removed */
+
+    bool streams;      /* it has no checkpoint, and fetches its weights from us */
+    bool has_manifest; /* and has been sent what there is */
+    uint64_t customer; /* its number with the supply */
 };
 
 struct esp_roster;

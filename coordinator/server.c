@@ -12,9 +12,10 @@
 #define TIMEOUT_MS   10000
 #define LIVELY_MS                                                                                            \
     50 /* while sessions live: progress is told, and what a slow client did not take is tried again */
-#define HWM       512 /* messages queued a peer */
-#define LINGER_MS 500 /* for the goodbyes */
-#define BURST     256 /* messages taken before the rest has its turn */
+#define SEND_AGAIN_MS 5   /* nothing tells when a full queue has room */
+#define HWM           512 /* messages queued a peer */
+#define LINGER_MS     500 /* for the goodbyes */
+#define BURST         256 /* messages taken before the rest has its turn */
 
 double esp_server_now(void)
 {
@@ -102,6 +103,8 @@ esp_status esp_server_create(struct esp_server **out, const struct esp_server_op
     if (!st)
         st = esp_prepare_create(&sv->prepare, sv->config, sv->token, err);
     if (!st)
+        st = esp_supply_create(&sv->supply, sv->ck, fingerprint, &sv->opt.supply, log, err);
+    if (!st)
         st = open_link(sv, err);
     if (st)
         goto done;
@@ -128,7 +131,8 @@ void esp_server_destroy(struct esp_server **server)
     esp_net_destroy(&sv->net);
     esp_keys_destroy(&sv->keys);
     esp_tokenizer_destroy(&sv->token);
-    esp_checkpoint_destroy(&sv->ck);
+    esp_supply_destroy(&sv->supply);
+    esp_checkpoint_destroy(&sv->ck); /* after the net, whose messages point into its files */
     free(sv);
     *server = NULL;
 }
@@ -177,6 +181,7 @@ static bool is_worker_kind(enum esp_msg_kind kind)
     case ESP_MSG_RESULT:
     case ESP_MSG_TRACE:
     case ESP_MSG_VERIFIED:
+    case ESP_MSG_FETCH:
         return true;
     default:
         return false;
@@ -282,7 +287,10 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
             sv->cluster_opt.sizing.max_images);
     sv->next_beat = esp_server_now();
     for (;;) {
-        struct esp_wait waits[] = {{.link = sv->link}, {.fd = esp_prepare_fd(sv->prepare)}, {.fd = stop_fd}};
+        struct esp_wait waits[] = {{.link = sv->link},
+                                   {.fd = esp_prepare_fd(sv->prepare)},
+                                   {.fd = stop_fd},
+                                   {.fd = esp_supply_fd(sv->supply)}};
         double wait_s;
         esp_status st;
         double now = esp_server_now();
@@ -292,9 +300,11 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
         esp_server_dispatch(sv);
         esp_server_deliver(sv, now);
         wait_s = sv->next_beat - esp_server_now();
+        if (esp_server_weights(sv) && wait_s > SEND_AGAIN_MS / 1000.0)
+            wait_s = SEND_AGAIN_MS / 1000.0;
         if (esp_sched_first(sv->sched) && wait_s > LIVELY_MS / 1000.0)
             wait_s = LIVELY_MS / 1000.0;
-        st = esp_link_wait(waits, 3, wait_s > 0 ? (int)ceil(wait_s * 1000) : 0, err);
+        st = esp_link_wait(waits, 4, wait_s > 0 ? (int)ceil(wait_s * 1000) : 0, err);
         if (st && st != ESP_E_TIMEOUT)
             return st;
         if (waits[2].ready) {

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "coordinator/sizing.h"
+#include "coordinator/supply.h"
 #include "proto/log.h"
 #include "proto/status.h"
 
@@ -29,6 +30,7 @@ struct esp_server_options {
     bool final_softcap, insecure;
     const char *keys;                  /* the coordinator's key directory; NULL: none */
     uint32_t heartbeat_ms, timeout_ms; /* 0: 500 and 10000 */
+    struct esp_supply_options supply;  /* weights for workers that have none */
 };
 
 struct esp_server;

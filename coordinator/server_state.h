@@ -8,6 +8,7 @@
 #include "coordinator/roster.h"
 #include "coordinator/sched.h"
 #include "coordinator/server.h"
+#include "coordinator/supply.h"
 #include "coordinator/token.h"
 #include "model/checkpoint.h"
 #include "proto/link.h"
@@ -55,6 +56,7 @@ struct esp_server {
     const struct esp_config *config; /* ck's */
     struct esp_tokenizer *token;
     struct esp_prepare *prepare;
+    struct esp_supply *supply;
     struct esp_keys *keys; /* NULL: none */
     struct esp_net *net;
     struct esp_link *link;
@@ -106,6 +108,19 @@ void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_sta
 
 /** Heartbeats, timeouts, workers lost in sending. */
 void esp_server_watch(struct esp_server *sv, double now);
+
+/* ---- server_weights.c ---- */
+
+/** A worker without a checkpoint has been welcomed: it gets the manifest, now or as soon as there is one. */
+void esp_server_weights_join(struct esp_server *sv, struct esp_worker *w);
+
+/** It is gone. */
+void esp_server_weights_leave(struct esp_server *sv, const struct esp_worker *w);
+
+void esp_server_from_fetch(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_fetch *fetch);
+
+/** Sends the manifests and chunks that are ready; true: some wait for room in a queue. */
+bool esp_server_weights(struct esp_server *sv);
 
 /* ---- server_work.c ---- */
 

@@ -106,6 +106,7 @@ void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_sta
     esp_server_verify_lost(sv, w, text);
     if (was_stage)
         lose_cluster(sv, err.code, err.text);
+    esp_server_weights_leave(sv, w);
     esp_roster_remove(sv->roster, &w);
     reconsider(sv);
 }
@@ -146,12 +147,14 @@ static void admit_worker(struct esp_server *sv, const struct esp_peer *from,
         return;
     }
     esp_log(sv->log, ESP_LOG_INFO,
-            "worker=%s joined device=\"%s\" driver=\"%s\" memory_mib=%" PRIu64 " endpoint=%s%s%s", w->name,
+            "worker=%s joined device=\"%s\" driver=\"%s\" memory_mib=%" PRIu64 " endpoint=%s%s%s%s", w->name,
             w->device_name, w->device_driver, w->device.memory_bytes >> 20, w->endpoint,
-            from->user[0] ? " key=" : "", from->user);
+            from->user[0] ? " key=" : "", from->user, w->streams ? " weights=streamed" : "");
     msg.welcome =
         (struct esp_msg_welcome){.heartbeat_ms = sv->opt.heartbeat_ms, .timeout_ms = sv->opt.timeout_ms};
     esp_server_tell_worker(sv, w, &msg);
+    if (w->streams)
+        esp_server_weights_join(sv, w);
     if (sv->cluster.placed) {
         esp_cluster_add_spare(&sv->cluster, w);
         esp_cluster_place(&msg, &sv->cluster, w);
@@ -333,6 +336,9 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
         break;
     case ESP_MSG_ERROR:
         on_error(sv, w, msg);
+        break;
+    case ESP_MSG_FETCH:
+        esp_server_from_fetch(sv, w, &msg->fetch);
         break;
     case ESP_MSG_LOADING:
         on_data(sv, w, msg, msg->loading.epoch);

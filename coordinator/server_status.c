@@ -108,6 +108,7 @@ static void fill_worker(struct esp_worker_status *out, const struct esp_server *
                                       .state = esp_worker_state_name(w->state),
                                       .cause = w->state == ESP_WORKER_FAILED ? w->cause : "",
                                       .device = w->device,
+                                      .streams = w->streams,
                                       .done_bytes = w->done_bytes,
                                       .total_bytes = w->total_bytes,
                                       .rtt = w->tally.rtt,

@@ -23,14 +23,19 @@
 #define STOP_TIMEOUT_MS 1500 /* who starts us waits two seconds before it kills */
 
 static const char help[] =
-    "Usage: espalier-worker --model DIR --connect ENDPOINT [options]\n"
+    "Usage: espalier-worker [--model DIR] --connect ENDPOINT [options]\n"
     "       espalier-worker --list-devices [--json]\n"
     "\n"
     "Runs the layers of a model that a coordinator places here, on one Vulkan device. Keeps dialling while "
     "the\n"
     "coordinator is away. Logs to stderr; prints nothing to stdout but --list-devices and --help.\n"
     "\n"
-    "  --model DIR          checkpoint directory; must be the coordinator's model\n"
+    "  --model DIR          checkpoint directory; must be the coordinator's model. Without it the weights of "
+    "this "
+    "worker's\n"
+    "                       layers are fetched from the coordinator and kept on disk for the next time\n"
+    "  --cache DIR          where they are kept; default: espalier/weights in $XDG_CACHE_HOME or ~/.cache\n"
+    "  --cache-limit MIB    of all that is kept there; what was not used for the longest time goes first\n"
     "  --connect ENDPOINT   the coordinator: tcp://HOST:PORT or ipc://PATH\n"
     "  --name NAME          1 to 63 of [A-Za-z0-9._-], unique in the cluster; default HOST-PID\n"
     "  --bind ENDPOINT      where other workers reach this one; default: a private socket if --connect is "
@@ -58,8 +63,8 @@ static const char help[] =
     "usage.\n";
 
 struct args {
-    const char *model, *connect, *name, *bind, *device, *keys;
-    uint64_t memory_bytes;
+    const char *model, *connect, *name, *bind, *device, *keys, *cache;
+    uint64_t memory_bytes, cache_limit_bytes;
     bool insecure, die_with_parent, list, json, profile;
     enum esp_log_level level;
 };
@@ -95,11 +100,26 @@ static bool is_endpoint(const char *s)
            s[6];
 }
 
+static bool parse_mib(uint64_t *bytes, const char *text)
+{
+    unsigned long long mib;
+    char *end;
+
+    errno = 0;
+    mib = strtoull(text, &end, 10);
+    if (!isdigit((unsigned char)*text) || *end || errno || mib == 0 || mib > UINT64_MAX >> 20)
+        return false;
+    *bytes = (uint64_t)mib << 20;
+    return true;
+}
+
 /** -1: go on; else the exit status. */
 static int parse(struct args *a, int argc, char **argv)
 {
     enum {
         MODEL = 256,
+        CACHE,
+        CACHE_LIMIT,
         CONNECT,
         NAME,
         BIND,
@@ -117,6 +137,8 @@ static int parse(struct args *a, int argc, char **argv)
     };
     static const struct option options[] = {
         {"model", required_argument, NULL, MODEL},
+        {"cache", required_argument, NULL, CACHE},
+        {"cache-limit", required_argument, NULL, CACHE_LIMIT},
         {"connect", required_argument, NULL, CONNECT},
         {"name", required_argument, NULL, NAME},
         {"bind", required_argument, NULL, BIND},
@@ -133,8 +155,6 @@ static int parse(struct args *a, int argc, char **argv)
         {"version", no_argument, NULL, VERSION},
         {NULL, 0, NULL, 0},
     };
-    unsigned long long mib;
-    char *end;
     int c;
 
     memset(a, 0, sizeof *a);
@@ -158,11 +178,15 @@ static int parse(struct args *a, int argc, char **argv)
             a->device = optarg;
             break;
         case MEMORY:
-            errno = 0;
-            mib = strtoull(optarg, &end, 10);
-            if (!isdigit((unsigned char)*optarg) || *end || errno || mib == 0 || mib > UINT64_MAX >> 20)
+            if (!parse_mib(&a->memory_bytes, optarg))
                 return usage("--memory %s: not a number of MiB", optarg);
-            a->memory_bytes = (uint64_t)mib << 20;
+            break;
+        case CACHE:
+            a->cache = optarg;
+            break;
+        case CACHE_LIMIT:
+            if (!parse_mib(&a->cache_limit_bytes, optarg))
+                return usage("--cache-limit %s: not a number of MiB", optarg);
             break;
         case PROFILE:
             a->profile = true;
@@ -204,8 +228,10 @@ static int parse(struct args *a, int argc, char **argv)
         return -1;
     if (a->json)
         return usage("--json goes with --list-devices");
-    if (!a->model || !a->connect)
-        return usage("%s is missing", a->model ? "--connect" : "--model");
+    if (!a->connect)
+        return usage("--connect is missing");
+    if (a->model && (a->cache || a->cache_limit_bytes))
+        return usage("--cache and --cache-limit are for a worker without --model");
     if (!is_endpoint(a->connect))
         return usage("--connect %s: not tcp://HOST:PORT or ipc://PATH", a->connect);
     if (a->bind && !is_endpoint(a->bind))
@@ -296,10 +322,12 @@ static esp_status work(const struct args *a, const struct esp_keys *keys, const 
         st = esp_fail(err, ESP_E_IO, "signalfd: %s", strerror(errno));
         goto done;
     }
-    st = esp_checkpoint_open(&ck, a->model, err);
-    if (st)
-        goto done;
-    esp_checkpoint_fingerprint(ck, o.fingerprint);
+    if (a->model) {
+        st = esp_checkpoint_open(&ck, a->model, err);
+        if (st)
+            goto done;
+        esp_checkpoint_fingerprint(ck, o.fingerprint);
+    }
     st = esp_vk_open(&vk, a->device, &vk_options, log, err);
     if (!st)
         st = esp_vk_measure(vk, err);
@@ -327,7 +355,12 @@ static esp_status work(const struct args *a, const struct esp_keys *keys, const 
     o.bind = bind;
     if (strncmp(a->connect, "tcp://", 6) == 0 && !esp_address_towards(host, sizeof host, a->connect, NULL))
         o.advertise_host = host;
-    st = esp_shelf_create(&shelf, vk, ck, NULL, NULL, err);
+    o.streams = !a->model;
+    o.vk = vk;
+    o.cache_dir = a->cache;
+    o.cache_limit_bytes = a->cache_limit_bytes;
+    if (a->model)
+        st = esp_shelf_create(&shelf, vk, ck, NULL, NULL, err);
     if (st)
         goto done;
     st = esp_worker_serve(&o, shelf, still_busy, err);

@@ -83,6 +83,7 @@ void esp_work_destroy(struct esp_work **work)
     esp_stage_out_finish(&(*work)->out);
     esp_verify_destroy(&(*work)->verify);
     esp_stage_kv_finish(&(*work)->kv);
+    esp_shelf_destroy(&(*work)->shelf);
     free((*work)->times);
     free(*work);
     *work = NULL;
@@ -129,7 +130,8 @@ static void queue_clear(struct queue *q)
 /* ---- the thread ---- */
 
 struct esp_runner {
-    struct esp_shelf *shelf;
+    struct esp_shelf *shelf;   /* the thread's once it runs */
+    struct esp_checkpoint *ck; /* the thread's: the shelf's, if a Manifest brought it; else NULL */
     const char *name;
     const struct esp_log *log;
     pthread_t thread;
@@ -139,8 +141,9 @@ struct esp_runner {
     pthread_mutex_t lock; /* guards all below but the stage's part */
     pthread_cond_t wake;  /* work came, stop was set, or the thread ended */
     struct queue todo, done;
-    uint32_t n_works;  /* in todo, and the one running */
-    uint32_t n_places; /* in todo, but for warm ones: what is being loaded for an older one is not needed */
+    uint32_t n_works; /* in todo, and the one running */
+    uint32_t
+        n_places; /* in todo, but for warm ones, and Manifests: what is being loaded for an older one is not needed */
     uint64_t n_bytes;
     struct esp_stage_info_out info;
     bool stop, ended;
@@ -164,7 +167,7 @@ struct esp_runner {
 
 static bool places(const struct esp_work *work)
 {
-    return work->msg.kind == ESP_MSG_PLACE && !work->msg.place.warm;
+    return (work->msg.kind == ESP_MSG_PLACE && !work->msg.place.warm) || work->msg.kind == ESP_MSG_MANIFEST;
 }
 
 static uint64_t frame_bytes(const struct esp_work *work)
@@ -447,6 +450,25 @@ static void let_go(struct esp_runner *r)
     }
 }
 
+/* ---- another checkpoint ---- */
+
+static void run_manifest(struct esp_runner *r, struct esp_work *work)
+{
+    struct esp_checkpoint *before = r->ck;
+
+    esp_stage_destroy(&r->former);
+    esp_stage_destroy(&r->stage);
+    queue_clear(&r->held);
+    memset(&r->intake, 0, sizeof r->intake);
+    r->spec = (struct esp_stage_spec){0};
+    if (r->ck)
+        esp_shelf_destroy(&r->shelf);
+    r->shelf = work->shelf;
+    work->shelf = NULL;
+    r->ck = work->ck;
+    work->ck = before;
+}
+
 /* ---- other work ---- */
 
 static void run_encode(struct esp_runner *r, struct esp_work *work)
@@ -501,7 +523,8 @@ static void run(struct esp_runner *r, struct esp_work *work)
 {
     uint64_t begun = esp_now_ns();
 
-    if (work->msg.kind != ESP_MSG_PLACE && work->msg.kind != ESP_MSG_MOVE && !work->export && !r->stage) {
+    if (work->msg.kind != ESP_MSG_PLACE && work->msg.kind != ESP_MSG_MANIFEST &&
+        work->msg.kind != ESP_MSG_MOVE && !work->export && !r->stage) {
         work->status =
             esp_fail(&work->err, ESP_E_INTERNAL, "%s without a stage", esp_msg_name(work->msg.kind));
         return;
@@ -509,6 +532,9 @@ static void run(struct esp_runner *r, struct esp_work *work)
     switch (work->msg.kind) {
     case ESP_MSG_PLACE:
         run_place(r, work);
+        break;
+    case ESP_MSG_MANIFEST:
+        run_manifest(r, work);
         break;
     case ESP_MSG_ENCODE:
         if (work->export) {
@@ -558,7 +584,7 @@ static void take(struct esp_runner *r, struct esp_work *work)
 
     if (hold(r, work))
         return;
-    if (work->msg.kind == ESP_MSG_PLACE)
+    if (work->msg.kind == ESP_MSG_PLACE || work->msg.kind == ESP_MSG_MANIFEST)
         warm_supersede(r);
     if (r->dead) {
         work->status = esp_fail(&work->err, ESP_E_DEVICE, "the device is lost");
@@ -599,6 +625,8 @@ static void *thread_main(void *arg)
     warm_supersede(r);
     esp_stage_destroy(&r->former);
     esp_stage_destroy(&r->stage);
+    if (r->ck)
+        esp_shelf_destroy(&r->shelf);
     pthread_mutex_lock(&r->lock);
     r->ended = true;
     pthread_cond_broadcast(&r->wake);
@@ -698,17 +726,24 @@ void esp_runner_push(struct esp_runner *r, struct esp_work *work)
 
 void esp_runner_purge(struct esp_runner *r)
 {
-    struct queue old;
+    struct queue all = {0}, old;
     struct esp_work *work;
 
+    queue_init(&all);
     queue_init(&old);
     pthread_mutex_lock(&r->lock);
-    while ((work = queue_get(&r->todo))) {
+    while ((work = queue_get(&r->todo)))
+        queue_put(&all, work);
+    while ((work = queue_get(&all))) {
+        if (work->msg.kind == ESP_MSG_MANIFEST) {
+            queue_put(&r->todo, work);
+            continue;
+        }
         r->n_works--;
+        r->n_places -= places(work);
         r->n_bytes -= frame_bytes(work);
         queue_put(&old, work);
     }
-    r->n_places = 0;
     pthread_mutex_unlock(&r->lock);
     queue_clear(&old);
 }

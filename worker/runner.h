@@ -32,7 +32,7 @@ void esp_shared_unref(struct esp_shared *shared); /* NULL is fine; the last one 
 struct esp_work {
     struct esp_work *next;
     struct esp_msg
-        msg; /* PLACE, ENCODE, STEP, RELEASE, KV_BLOCKS or VERIFY as received, or what to export; MOVE: all of
+        msg; /* PLACE, ENCODE, STEP, RELEASE, KV_BLOCKS, VERIFY or MANIFEST as received, or what to export; MOVE: all of
                 them are done; LOADING, VERIFIED and ERROR are answers alone */
     uint64_t generation; /* of the placement it belongs to, the owner's number */
     uint64_t arrived_ns; /* CLOCK_MONOTONIC */
@@ -40,7 +40,10 @@ struct esp_work {
     bool store_here;     /* ENCODE: features that come out stay on this worker */
     bool carry;          /* PLACE: the stage that is here is the one of the epoch it carries */
     bool export; /* KV_BLOCKS (layer, first) and ENCODE (image): of the placement before, to send on */
-    struct esp_peer from; /* KV_BLOCKS that came: who sent them */
+    struct esp_peer from;    /* KV_BLOCKS that came: who sent them */
+    struct esp_shelf *shelf; /* MANIFEST: of the new checkpoint; the runner's once it has run */
+    struct esp_checkpoint
+        *ck; /* MANIFEST: the new one, borrowed; afterwards the one before, which nobody uses; NULL: none */
 
     esp_status status;
     struct esp_err err;
@@ -80,6 +83,9 @@ struct esp_runner;
  * comes to its turn; one without `warm` is given up with ESP_E_CANCELLED if another one without is queued while it loads.
  * What was read by then is not lost.
  *
+ * A Manifest destroys the stage and the shelf that an earlier one brought, and goes on with its own.
+ *
+ * @param shelf  NULL: a Manifest will bring one
  * @param shelf, name  borrowed until destroy; the shelf and its device are the thread's until stop. name: in stage
  * times.
  * Errors: ESP_E_NOMEM, ESP_E_IO.
@@ -99,7 +105,7 @@ void esp_runner_destroy(struct esp_runner **runner);
 /** Queues work; it is the runner's until esp_runner_take hands it back. Sets arrived_ns. */
 void esp_runner_push(struct esp_runner *runner, struct esp_work *work);
 
-/** Drops all work that has not begun. */
+/** Drops all work that has not begun, but for a Manifest. */
 void esp_runner_purge(struct esp_runner *runner);
 
 /** Readable while finished work waits. */

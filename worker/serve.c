@@ -85,9 +85,10 @@ static esp_status loop(struct esp_serve *s, struct esp_err *err)
 
     esp_serve_hello(s);
     while (!s->end) {
-        struct esp_wait waits[4] = {{.link = s->control.link},
+        struct esp_wait waits[5] = {{.link = s->control.link},
                                     {.fd = esp_runner_fd(s->runner)},
                                     {.fd = s->opt->stop_fd},
+                                    {.fd = esp_serve_weights_fd(s)},
                                     {.link = s->data}};
         /* Without a stop descriptor the runner's is asked for twice, which does no harm. */
         bool take_data = !waiting && esp_serve_has_room(s, ESP_FROM_DATA);
@@ -101,7 +102,7 @@ static esp_status loop(struct esp_serve *s, struct esp_err *err)
             timeout_ms = HANDSHAKE_MS;
         if ((waiting || moving) && timeout_ms > SEND_AGAIN_MS)
             timeout_ms = SEND_AGAIN_MS;
-        st = esp_link_wait(waits, take_data ? 4 : 3, timeout_ms, err);
+        st = esp_link_wait(waits, take_data ? 5 : 4, timeout_ms, err);
         if (st && st != ESP_E_TIMEOUT)
             return st;
         if (s->opt->stop_fd >= 0 && waits[2].ready) {
@@ -117,6 +118,7 @@ static esp_status loop(struct esp_serve *s, struct esp_err *err)
                         esp_serve_has_room(s, ESP_FROM_DATA) && esp_serve_read_data(s);
              i++)
             ;
+        esp_serve_weights_ask(s);
         waiting = flush(s);
         moving = esp_serve_pump_moves(s); /* two that move layers to each other must both go on reading */
         if (!s->end)
@@ -156,6 +158,8 @@ esp_status esp_worker_serve(const struct esp_worker_options *options, struct esp
     if (st)
         goto done;
     st = esp_runner_create(&s->runner, shelf, options->name, s->log, err);
+    if (!st)
+        st = esp_serve_weights_open(s, err);
     if (st)
         goto done;
     st = loop(s, err);
@@ -179,6 +183,8 @@ done:
         s->runner = NULL;
     }
     esp_runner_destroy(&s->runner);
+    if (!*still_busy) /* else that thread asks it for weights */
+        esp_serve_weights_close(s);
     free(s);
     return st;
 }

@@ -21,8 +21,12 @@ struct esp_worker_options {
     const struct esp_keys *keys;  /* a worker's; NULL: none */
     struct esp_msg_device device; /* for Hello */
     uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
-    int stop_fd;         /* once readable, the worker says Bye and ends; -1: none */
-    int stop_timeout_ms; /* how long the end waits for the device call under way */
+    bool streams; /* no checkpoint here: weights come from the coordinator, and the fingerprint is zeros */
+    struct esp_vk *vk;          /* with streams: the device, for the runner's thread until the return */
+    const char *cache_dir;      /* with streams: as for esp_depot_create */
+    uint64_t cache_limit_bytes; /* likewise */
+    int stop_fd;                /* once readable, the worker says Bye and ends; -1: none */
+    int stop_timeout_ms;        /* how long the end waits for the device call under way */
     const struct esp_log *log;
 };
 

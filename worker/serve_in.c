@@ -108,7 +108,7 @@ static esp_status on_warm(struct esp_serve *s, struct esp_msg *msg, struct esp_e
     if (!work)
         return esp_fail(err, ESP_E_NOMEM, "no memory for a placement");
     work->generation = s->generation;
-    esp_runner_push(s->runner, work);
+    esp_serve_weights_place(s, work);
     return ESP_OK;
 }
 
@@ -174,7 +174,7 @@ static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp
     work->generation = s->generation;
     work->carry = carry;
     s->state = layers ? ESP_LOADING : ESP_SPARE;
-    esp_runner_push(s->runner, work);
+    esp_serve_weights_place(s, work);
     return ESP_OK;
 }
 
@@ -267,6 +267,8 @@ static const struct rule {
     {ESP_FROM_CONTROL, ESP_MSG_BYE, ESP_ANY_STATE, false, false, on_bye},
     {ESP_FROM_CONTROL, ESP_MSG_PLACE, ESP_ANY_STATE, true, false, on_place},
     {ESP_FROM_CONTROL, ESP_MSG_MOVE, ESP_READY | ESP_SPARE, true, true, esp_serve_on_move},
+    {ESP_FROM_CONTROL, ESP_MSG_MANIFEST, ESP_ANY_STATE, true, false, esp_serve_on_manifest},
+    {ESP_FROM_CONTROL, ESP_MSG_CHUNK, ESP_ANY_STATE, true, false, esp_serve_on_chunk},
     {ESP_FROM_CONTROL, ESP_MSG_ENCODE, ESP_READY, true, true, on_encode},
     {ESP_FROM_CONTROL, ESP_MSG_STEP, ESP_READY, true, true, on_step},
     {ESP_FROM_CONTROL, ESP_MSG_RELEASE, ESP_READY, true, true, on_release},

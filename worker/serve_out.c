@@ -133,6 +133,7 @@ void esp_serve_hello(struct esp_serve *s)
     }
     /* A new connection each time: it must not carry a second Hello, nor what was meant for an earlier
      * conversation. */
+    esp_serve_weights_lost(s);
     s->hello_ns = esp_now_ns();
     s->hello_wait_ns = HELLO_AGAIN_MS * ESP_NS_A_MS;
     st = esp_outbox_open(&s->control, s->net, keys ? identity : s->opt->name, s->opt->connect,
@@ -147,6 +148,7 @@ void esp_serve_hello(struct esp_serve *s)
     memcpy(msg.hello.fingerprint, s->opt->fingerprint, sizeof msg.hello.fingerprint);
     msg.hello.software = ESP_VERSION;
     msg.hello.key = key;
+    msg.hello.wants_weights = s->opt->streams;
     st = esp_outbox_try(&s->control, &msg, &err);
     if (st == ESP_E_PROTO || st == ESP_E_ARG)
         esp_serve_end(s, st, err.text); /* our own report makes no sense, and will not the next time */
@@ -159,6 +161,7 @@ void esp_serve_lose(struct esp_serve *s, const char *why)
     esp_log(s->log, ESP_LOG_WARN, "epoch=%" PRIu64 " coordinator_lost why=\"%s\" action=hello", s->epoch,
             why);
     s->joined = s->asked = false;
+    esp_serve_weights_lost(s);
 }
 
 void esp_serve_beat(struct esp_serve *s, uint64_t echo)
@@ -349,7 +352,9 @@ static void released(struct esp_serve *s, struct esp_work *w)
 void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
 {
     w->n_users = 1;
-    if (w->msg.kind == ESP_MSG_VERIFY) {
+    if (w->msg.kind == ESP_MSG_MANIFEST) {
+        esp_serve_weights_changed(s, w);
+    } else if (w->msg.kind == ESP_MSG_VERIFY) {
         esp_serve_verify_ran(s, w);
     } else if (w->generation != s->generation) {
         esp_log(s->log, ESP_LOG_DEBUG, "epoch=%" PRIu64 " stale kind=%s", s->epoch,
@@ -374,6 +379,7 @@ void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
     } else if (w->msg.kind == ESP_MSG_VERIFIED) {
         esp_serve_post(s, &s->control, &w->msg, NULL, 0, w);
     } else if (w->msg.kind == ESP_MSG_LOADING && s->joined) {
+        esp_serve_weights_progress(s, &w->msg.loading);
         esp_outbox_try(&s->control, &w->msg, NULL); /* another one follows */
     }
     if (w->status == ESP_E_DEVICE) /* nothing this process computes from here on could be trusted */

@@ -1,12 +1,14 @@
 /**
  * What the parts of a worker's conversation share: serve.c (loop and clock), serve_in.c (what others say),
  * serve_out.c (what we say), serve_move.c (layers that go and come with their KV), serve_verify.c (the check of our
- * device). For these alone; everything here belongs to the net thread.
+ * device), serve_weights.c (weights that come from the coordinator). For these alone; everything here belongs to the net
+ * thread.
  */
 #ifndef ESP_WORKER_SERVE_STATE_H
 #define ESP_WORKER_SERVE_STATE_H
 
 #include "proto/link.h"
+#include "worker/depot.h"
 #include "worker/outbox.h"
 #include "worker/runner.h"
 #include "worker/serve.h"
@@ -54,6 +56,10 @@ struct esp_serve {
     uint32_t n_moves;            /* of them */
     const struct esp_peer *peer; /* whose message is being handled; NULL: the coordinator's */
     struct esp_check *check;     /* under way, or being stopped; NULL: none */
+
+    struct esp_depot *depot;  /* NULL: there is a checkpoint here */
+    bool supplied;            /* a Manifest has come since the Welcome */
+    struct esp_work *held[2]; /* a Place with layers, and a warm one, that came before it */
 
     bool end;
     esp_status end_status;
@@ -115,6 +121,34 @@ void esp_serve_verify_stop(struct esp_serve *s);
 
 /** Ends it and waits: at the end of the conversation, while the runner still exists. */
 void esp_serve_verify_finish(struct esp_serve *s);
+
+/* ---- serve_weights.c: all of it does nothing where there is a checkpoint ---- */
+
+esp_status esp_serve_weights_open(struct esp_serve *s, struct esp_err *err);
+void esp_serve_weights_close(struct esp_serve *s);
+
+/** Readable when there may be something to ask for; never, as far as that goes, while nothing can be asked. */
+int esp_serve_weights_fd(const struct esp_serve *s);
+
+/** Sends what fetches the window allows. */
+void esp_serve_weights_ask(struct esp_serve *s);
+
+/** The conversation is over. */
+void esp_serve_weights_lost(struct esp_serve *s);
+
+/** Has the runner do a Place, at once or when the manifest is here. */
+void esp_serve_weights_place(struct esp_serve *s, struct esp_work *work);
+
+/** A Loading counts what has come, as long as not all has. */
+void esp_serve_weights_progress(const struct esp_serve *s, struct esp_msg_loading *loading);
+
+esp_status esp_serve_on_manifest(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                                 struct esp_err *err);
+esp_status esp_serve_on_chunk(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                              struct esp_err *err);
+
+/** The runner has changed over. */
+void esp_serve_weights_changed(struct esp_serve *s, struct esp_work *work);
 
 /* ---- serve_in.c ---- */
 

@@ -70,13 +70,25 @@ static struct ready look_around(const struct esp_sched *sched)
 
 enum kind { NOTHING, PREFILL, DECODE };
 
-/* See sched.h; *share is how many rows of the decoding make one step of theirs. */
+/* Steps of decoding sessions that are out and have so many rows or more. */
+static uint32_t n_out(const struct esp_sched *sched, uint64_t rows)
+{
+    uint32_t n = 0;
+
+    for (const struct esp_flight *f = sched->flights; f; f = f->next)
+        n += f->step.rows >= rows && !esp_decode_at_start(f->parts[0].session->decode);
+    return n;
+}
+
+/* See sched.h; *share is how many rows of the decoding make one step of theirs. Where they do not go up evenly some steps
+ * have a row more, and not all: 9 rows on 4 stages are 3 + 2 + 2 + 2, while 3 + 3 + 3 would leave a stage without. */
 static enum kind what_next(const struct esp_sched *sched, uint64_t *share)
 {
     const struct ready r = look_around(sched);
     const uint32_t n_stages = sched->room.n_stages;
+    const uint64_t even = r.all_rows / n_stages, rest = r.all_rows % n_stages;
 
-    *share = (r.all_rows + n_stages - 1) / n_stages;
+    *share = even + (rest > 0 && n_out(sched, even + 1) < rest);
     if (r.prefill && (!r.decode || r.decode->turn > sched->prefill_turn))
         return PREFILL;
     if (r.decode && (sched->n_flights < n_stages || r.rows >= *share))

@@ -255,6 +255,36 @@ static void test_shares(void **state)
     }
 }
 
+/* Sessions that do not go up evenly leave no stage without a step: 9 on 4 stages are 3 + 2 + 2 + 2. */
+static void test_uneven_shares(void **state)
+{
+    for (uint32_t n_stages = 2; n_stages <= RIG_STAGES; n_stages++) {
+        struct sched_rig rig;
+        const struct esp_sched_room room = sched_rig_room(n_stages);
+        const uint32_t n = 2 * n_stages + 1;
+
+        sched_rig_open(&rig, &room);
+        for (uint32_t i = 0; i < n; i++)
+            ask(&rig, 1, 60);
+        sched_rig_run(&rig, rig.n_home + 4 * n);
+        sched_rig_dispatch(&rig);
+        for (uint32_t look = 0; look < 10; look++) {
+            uint32_t n_three = 0;
+
+            assert_int_equal(rig.n_out, n_stages);
+            for (uint32_t i = 0; i < n_stages; i++) {
+                assert_in_range(rig.out[i]->n_parts, 2, 3);
+                n_three += rig.out[i]->n_parts == 3;
+            }
+            assert_int_equal(n_three, 1);
+            sched_rig_run(&rig, rig.n_home + 1);
+            sched_rig_dispatch(&rig);
+        }
+        sched_rig_run(&rig, UINT32_MAX);
+        sched_rig_close(&rig);
+    }
+}
+
 /* Short prompts go together, up to 512 rows; a traced one alone, and others need not wait behind it. */
 static void test_prefills_together(void **state)
 {
@@ -527,6 +557,7 @@ int main(void)
         cmocka_unit_test(test_end_with_step_out),
         cmocka_unit_test(test_cached_pictures),
         cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_uneven_shares),
         cmocka_unit_test(test_prefills_together),
         cmocka_unit_test(test_long_prefill),
         cmocka_unit_test(test_no_starvation),

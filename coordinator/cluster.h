@@ -10,45 +10,37 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "coordinator/plan.h"
 #include "coordinator/roster.h"
-#include "coordinator/sizing.h"
 #include "model/checkpoint.h"
 #include "proto/status.h"
 #include "proto/wire.h"
 
-#define ESP_CLUSTER_MAX_SEQS   256 /* sequences alive at once: block tables are small */
-#define ESP_CLUSTER_LOGIT_ROWS 16  /* held by the head: 8 at a time, and as many on their way out */
-#define ESP_CLUSTER_ENCODES                                                                                  \
-    2 /* pictures in the encoder at once; the first decoder stage has room to spare for them */
-
-struct esp_cluster_options {
-    struct esp_sizing sizing; /* filled */
-    bool final_softcap;
-    const char *split; /* "V/T,V/T,...": layers a stage, by hand; NULL: placement decides */
-};
-
 struct esp_cluster {
-    uint64_t epoch; /* of the last placement made; 0: none yet */
-    bool placed;    /* it stands: no worker of it was lost */
-    bool ready;     /* and every stage has said so */
+    uint64_t epoch;      /* of the placement made last; 0: none yet */
+    uint64_t last_epoch; /* the highest that was given out, be it for one that only was to be */
+    bool placed;         /* it stands: no worker of it was lost */
+    bool ready;          /* and every stage has said so */
+    struct esp_plan plan;
     uint32_t n_enc, n_dec, n_stages;
     struct esp_worker *enc[ESP_MAX_STAGES];   /* encoder stages in order */
     struct esp_worker *dec[ESP_MAX_STAGES];   /* decoder stages in order */
     struct esp_worker *stage[ESP_MAX_STAGES]; /* each once, encoder stages first */
-    /* What it was placed for: seconds of one request alone, of its busiest stage, and of so many workers alone that
-     * would be faster (0: none would). */
-    double latency, bottleneck, fewer_latency;
-    uint32_t fewer;
+    /* Who held what in the last placement that was made, also after it fell. */
+    uint32_t n_stood;
+    struct esp_plan_share stood[ESP_PLACE_MAX_WORKERS];
 };
 
+/** The number of a placement that is to be. */
+uint64_t esp_cluster_next_epoch(struct esp_cluster *cluster);
+
 /**
- * Places the model on the roster's usable workers, under the next epoch: sets every worker's `place` and
- * `state` (FAILED ones are left alone). The caller sends each its esp_cluster_place. Errors: ESP_E_NOMEM (the
- * model does not fit; the text says what is missing), ESP_E_ARG (the split does not suit).
+ * Makes a plan the placement, under an epoch of esp_cluster_next_epoch: sets every worker's `place` and `state` (FAILED
+ * ones are left alone). The caller sends each its esp_cluster_place.
+ * @param carry  0, or the epoch before, which lives on in this one
  */
-esp_status esp_cluster_plan(struct esp_cluster *cluster, struct esp_roster *roster,
-                            const struct esp_checkpoint *ck, const struct esp_cluster_options *options,
-                            struct esp_err *err);
+void esp_cluster_apply(struct esp_cluster *cluster, struct esp_roster *roster, const struct esp_plan *plan,
+                       uint64_t epoch, uint64_t carry);
 
 /** Whether the options suit the model, before any worker is there: the split. ESP_E_ARG. */
 esp_status esp_cluster_options_check(const struct esp_cluster_options *options,

@@ -377,6 +377,61 @@ static esp_status follow_split(struct esp_placement *out, const struct planner *
     return ESP_OK;
 }
 
+/* The workers with layers of a tower by their first one; false unless they follow each other from 0 to n. */
+static bool chain_of(uint32_t *order, uint32_t *n_order, const struct esp_place_share *shares,
+                     uint32_t n_worker, bool dec, uint32_t n)
+{
+    uint32_t at = 0;
+
+    *n_order = 0;
+    while (at < n) {
+        uint32_t next = n_worker;
+
+        for (uint32_t w = 0; w < n_worker; w++)
+            if ((dec ? shares[w].dec_lo : shares[w].enc_lo) == at &&
+                (dec ? shares[w].dec_hi : shares[w].enc_hi) > at)
+                next = w;
+        if (next == n_worker)
+            return false;
+        order[(*n_order)++] = next;
+        at = dec ? shares[next].dec_hi : shares[next].enc_hi;
+    }
+    for (uint32_t w = 0; w < n_worker; w++) /* nobody else has any */
+        at += dec ? shares[w].dec_hi - shares[w].dec_lo : shares[w].enc_hi - shares[w].enc_lo;
+    return at == 2 * n;
+}
+
+static esp_status follow_shares(struct esp_placement *out, const struct planner *pl, struct esp_cut *cut,
+                                const struct esp_place_share *shares, struct esp_err *err)
+{
+    uint32_t enc[ESP_PLACE_MAX_WORKERS], dec[ESP_PLACE_MAX_WORKERS], n_enc, n_dec;
+
+    for (uint32_t w = 0; w < pl->n_worker; w++) {
+        const struct esp_place_share *s = &shares[w];
+
+        if (s->enc_lo > s->enc_hi || s->enc_hi > pl->cost->n_enc || s->dec_lo > s->dec_hi ||
+            s->dec_hi > pl->cost->n_dec)
+            return esp_fail(err, ESP_E_ARG, "%s: layers [%u,%u) and [%u,%u)", name_of(pl->given, w).s,
+                            s->enc_lo, s->enc_hi, s->dec_lo, s->dec_hi);
+        cut[w] = (struct esp_cut){.n_enc = s->enc_hi - s->enc_lo, .n_dec = s->dec_hi - s->dec_lo};
+    }
+    if (!chain_of(enc, &n_enc, shares, pl->n_worker, false, pl->cost->n_enc) ||
+        !chain_of(dec, &n_dec, shares, pl->n_worker, true, pl->cost->n_dec))
+        return esp_fail(err, ESP_E_ARG, "shares that do not make up the model");
+    cut[enc[0]].roles |= ESP_ROLE_PATCH;
+    cut[enc[n_enc - 1]].roles |= ESP_ROLE_PROJECTOR;
+    cut[dec[0]].roles |= ESP_ROLE_EMBED;
+    cut[dec[n_dec - 1]].roles |= ESP_ROLE_HEAD;
+    for (uint32_t w = 0; w < pl->n_worker; w++)
+        if ((cut[w].n_enc || cut[w].n_dec) && !esp_cut_fits(&pl->problem, w, &cut[w]))
+            return esp_fail(err, ESP_E_NOMEM,
+                            "%s cannot hold encoder layers [%u,%u) and decoder layers [%u,%u)",
+                            name_of(pl->given, w).s, shares[w].enc_lo, shares[w].enc_hi, shares[w].dec_lo,
+                            shares[w].dec_hi);
+    build(out, pl, cut, enc, n_enc, dec, n_dec);
+    return ESP_OK;
+}
+
 static esp_status search(struct esp_placement *out, bool *fits, const struct planner *pl, struct esp_cut *cut,
                          struct esp_err *err)
 {
@@ -438,9 +493,10 @@ static esp_status ask_fewer(struct esp_placement *out, const struct planner *pl,
     return st;
 }
 
-esp_status esp_place(struct esp_placement *out, const struct esp_model_cost *cost,
-                     const struct esp_place_worker *workers, uint32_t n_worker,
-                     const struct esp_place_options *options, struct esp_err *err)
+static esp_status place(struct esp_placement *out, const struct esp_model_cost *cost,
+                        const struct esp_place_worker *workers, uint32_t n_worker,
+                        const struct esp_place_options *options, const struct esp_place_share *shares,
+                        struct esp_err *err)
 {
     struct planner pl = {.cost = cost, .options = options, .given = workers, .n_worker = n_worker};
     struct esp_placement *placed = NULL;
@@ -458,10 +514,12 @@ esp_status esp_place(struct esp_placement *out, const struct esp_model_cost *cos
         st = esp_fail(err, ESP_E_NOMEM, "placing layers on %" PRIu32 " workers", n_worker);
         goto done;
     }
-    st = options->split ? follow_split(placed, &pl, cut, err) : search(placed, &fits, &pl, cut, err);
+    st = shares           ? follow_shares(placed, &pl, cut, shares, err)
+         : options->split ? follow_split(placed, &pl, cut, err)
+                          : search(placed, &fits, &pl, cut, err);
     if (!st && !fits)
         st = too_big(&pl, err);
-    if (!st)
+    if (!st && !shares)
         st = ask_fewer(placed, &pl, err);
     if (!st)
         *out = *placed;
@@ -471,4 +529,19 @@ done:
     free(pl.rounded);
     free(pl.worker);
     return st;
+}
+
+esp_status esp_place(struct esp_placement *out, const struct esp_model_cost *cost,
+                     const struct esp_place_worker *workers, uint32_t n_worker,
+                     const struct esp_place_options *options, struct esp_err *err)
+{
+    return place(out, cost, workers, n_worker, options, NULL, err);
+}
+
+esp_status esp_place_as(struct esp_placement *out, const struct esp_model_cost *cost,
+                        const struct esp_place_worker *workers, uint32_t n_worker,
+                        const struct esp_place_options *options, const struct esp_place_share *shares,
+                        struct esp_err *err)
+{
+    return place(out, cost, workers, n_worker, options, shares, err);
 }

@@ -82,6 +82,23 @@ esp_status esp_place(struct esp_placement *out, const struct esp_model_cost *cos
                      const struct esp_place_worker *workers, uint32_t n_worker,
                      const struct esp_place_options *options, struct esp_err *err);
 
+/** Layers of one worker, [lo, hi) of each tower. */
+struct esp_place_share {
+    uint32_t enc_lo, enc_hi, dec_lo, dec_hi;
+};
+
+/**
+ * The placement that gives every worker its share: what one that stands, or was made in another way, is worth by the
+ * same measure. `fewer` is not looked for.
+ *
+ * @param shares  n_worker of them; together each tower whole, no layer twice
+ * Errors: as esp_place; ESP_E_ARG if the shares are not that, ESP_E_NOMEM if one does not fit its worker.
+ */
+esp_status esp_place_as(struct esp_placement *out, const struct esp_model_cost *cost,
+                        const struct esp_place_worker *workers, uint32_t n_worker,
+                        const struct esp_place_options *options, const struct esp_place_share *shares,
+                        struct esp_err *err);
+
 /** The power of 1.25 nearest to a rate > 0, on the logarithmic scale. */
 double esp_place_round_rate(double rate);
 

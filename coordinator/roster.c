@@ -64,7 +64,7 @@ uint32_t esp_roster_usable(const struct esp_roster *roster)
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < roster->n; i++)
-        n += roster->worker[i]->state != ESP_WORKER_FAILED;
+        n += roster->worker[i]->state != ESP_WORKER_FAILED && !roster->worker[i]->draining;
     return n;
 }
 

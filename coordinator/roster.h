@@ -56,8 +56,11 @@ struct esp_worker {
     uint64_t verify; /* the verification that it owes reports for; 0: none */
     uint32_t verify_done;
     bool verify_deviates;
-    char cause[ESP_ERR_TEXT_MAX]; /* FAILED or lost: why */
-    bool lost;                    /* a message could not be sent: to be removed */
+    char cause[ESP_ERR_TEXT_MAX];                             /* FAILED or lost: why */
+    bool lost;                                                /* a message could not be sent: to be removed */
+    enum { ESP_WARM_NO, ESP_WARM_ASKED, ESP_WARM_DONE } warm; /* it loads weights for a placement to come */
+    uint64_t warm_done, warm_total;
+    bool draining; /* somebody wants it out: no placement takes it */
 
     bool streams;      /* it has no checkpoint, and fetches its weights from us */
     bool has_manifest; /* and has been sent what there is */
@@ -79,7 +82,7 @@ struct esp_worker *esp_roster_at(const struct esp_roster *roster, uint32_t i);
 struct esp_worker *esp_roster_find(const struct esp_roster *roster, const struct esp_peer *peer);
 struct esp_worker *esp_roster_named(const struct esp_roster *roster, const char *name);
 
-/** How many are not FAILED. */
+/** How many are neither FAILED nor draining. */
 uint32_t esp_roster_usable(const struct esp_roster *roster);
 
 /**

@@ -164,6 +164,16 @@ struct esp_session *esp_sched_by_id(const struct esp_sched *sched, uint64_t id)
     return NULL;
 }
 
+uint32_t esp_sched_images(const struct esp_sched *sched, uint64_t *ids, uint32_t n_max)
+{
+    uint32_t n = 0;
+
+    for (struct esp_feature *f = NULL; n < n_max && (f = esp_features_next(sched->features, f));)
+        if (f->state == ESP_FEATURE_STORED)
+            ids[n++] = f->image;
+    return n;
+}
+
 struct esp_feature *esp_sched_feature(const struct esp_sched *sched, uint64_t image)
 {
     return esp_features_find(sched->features, image);

@@ -89,6 +89,9 @@ void esp_sched_pause(struct esp_sched *sched, bool paused);
 uint32_t esp_sched_n_flights(const struct esp_sched *sched);
 uint32_t esp_sched_n_encoding(const struct esp_sched *sched); /* pictures on their way */
 
+/** Ids of the pictures whose features the workers hold, at most n_max; how many. */
+uint32_t esp_sched_images(const struct esp_sched *sched, uint64_t *ids, uint32_t n_max);
+
 /**
  * A new placement has taken over all that the old one held: sequences and pictures, under the same ids. Steps are
  * numbered from 1 again, and the pause is over. Nothing may be out.

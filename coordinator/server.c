@@ -8,8 +8,8 @@
 
 #include "coordinator/server_state.h"
 
-#define HEARTBEAT_MS 500
-#define TIMEOUT_MS   10000
+#define HEARTBEAT_MS 300
+#define TIMEOUT_MS   1600 /* so that a silent worker is found out about within 2 s */
 #define LIVELY_MS                                                                                            \
     50 /* while sessions live: progress is told, and what a slow client did not take is tried again */
 #define SEND_AGAIN_MS 5   /* nothing tells when a full queue has room */
@@ -50,7 +50,8 @@ static esp_status open_model(struct esp_server *sv, struct esp_err *err)
 
 static esp_status open_link(struct esp_server *sv, struct esp_err *err)
 {
-    const struct esp_link_options options = {.type = ESP_LINK_SERVE, .hwm = HWM, .linger_ms = LINGER_MS};
+    const struct esp_link_options options = {
+        .type = ESP_LINK_SERVE, .hwm = HWM, .linger_ms = LINGER_MS, .tell_drops = true};
     esp_status st = esp_net_create(&sv->net, err);
 
     if (!st && sv->opt.keys)
@@ -126,6 +127,8 @@ void esp_server_destroy(struct esp_server **server)
     for (uint32_t i = 0; i < sv->n_parked; i++)
         esp_msg_finish(&sv->parked[i].msg);
     esp_sched_destroy(&sv->sched);
+    esp_released_finish(&sv->released);
+    free(sv->move.plan);
     esp_roster_destroy(&sv->roster);
     esp_link_destroy(&sv->link);
     esp_net_destroy(&sv->net);
@@ -182,6 +185,8 @@ static bool is_worker_kind(enum esp_msg_kind kind)
     case ESP_MSG_TRACE:
     case ESP_MSG_VERIFIED:
     case ESP_MSG_FETCH:
+    case ESP_MSG_WARMED:
+    case ESP_MSG_MOVED:
         return true;
     default:
         return false;
@@ -196,6 +201,7 @@ static bool is_client_kind(enum esp_msg_kind kind)
     case ESP_MSG_CANCEL:
     case ESP_MSG_STATUS_QUERY:
     case ESP_MSG_VERIFY_QUERY:
+    case ESP_MSG_DRAIN:
         return true;
     default:
         return false;
@@ -285,7 +291,7 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
     esp_log(sv->log, ESP_LOG_INFO, "listening endpoint=%s workers=%u context=%u kv_tokens=%u max_images=%u",
             sv->endpoint, sv->opt.n_workers, sv->cluster_opt.sizing.context, sv->cluster_opt.sizing.kv_tokens,
             sv->cluster_opt.sizing.max_images);
-    sv->next_beat = esp_server_now();
+    sv->next_beat = sv->watched_at = esp_server_now();
     for (;;) {
         struct esp_wait waits[] = {{.link = sv->link},
                                    {.fd = esp_prepare_fd(sv->prepare)},
@@ -302,6 +308,8 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
         wait_s = sv->next_beat - esp_server_now();
         if (esp_server_weights(sv) && wait_s > SEND_AGAIN_MS / 1000.0)
             wait_s = SEND_AGAIN_MS / 1000.0;
+        if (sv->n_probes > 0 && wait_s > sv->next_probe - esp_server_now())
+            wait_s = sv->next_probe - esp_server_now();
         if (esp_sched_first(sv->sched) && wait_s > LIVELY_MS / 1000.0)
             wait_s = LIVELY_MS / 1000.0;
         st = esp_link_wait(waits, 4, wait_s > 0 ? (int)ceil(wait_s * 1000) : 0, err);
@@ -311,6 +319,8 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
             take_leave(sv);
             return ESP_OK;
         }
+        if (esp_link_drops(sv->link) > 0)
+            esp_server_probe(sv);
         take_messages(sv);
         esp_server_prepared(sv);
     }

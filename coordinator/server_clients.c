@@ -150,6 +150,9 @@ void esp_server_from_client(struct esp_server *sv, const struct esp_peer *from, 
     case ESP_MSG_VERIFY_QUERY:
         esp_server_verify(sv, from, msg->verify_query.id);
         break;
+    case ESP_MSG_DRAIN:
+        esp_server_on_drain(sv, from, &msg->drain);
+        break;
     default: /* ESP_MSG_STATUS_QUERY */
         esp_server_tell_status(sv, from, msg->status_query.id);
         break;
@@ -414,14 +417,14 @@ static const char *phase(const struct esp_server *sv, const struct esp_session *
     return NULL;
 }
 
-static void tell_waiting(struct esp_server *sv, struct esp_session *s, double now)
+static void tell_waiting(struct esp_server *sv, struct esp_session *s, double now, bool anyway)
 {
     struct esp_msg msg = {.kind = ESP_MSG_WAITING};
     uint64_t done, total;
     const char *what;
     bool new_what, due;
 
-    if (now - s->told_at < TELL_EVERY_S)
+    if (!anyway && now - s->told_at < TELL_EVERY_S)
         return; /* before anything is counted for it: many sessions may wait */
     what = phase(sv, s, &done, &total);
     if (!what)
@@ -431,7 +434,7 @@ static void tell_waiting(struct esp_server *sv, struct esp_session *s, double no
         due = false; /* its tokens are news enough */
     else
         due = new_what || done != s->what_done || total != s->what_total;
-    if (!due && now - s->told_at < TELL_AT_ALL_S)
+    if (!anyway && !due && now - s->told_at < TELL_AT_ALL_S)
         return;
     msg.waiting = (struct esp_msg_waiting){.session = s->request, .what = what, .done = done, .total = total};
     if (tell(sv, s, &msg, now)) {
@@ -467,7 +470,14 @@ static void deliver(struct esp_server *sv, struct esp_session *s, double now)
     if (s->state == ESP_SESSION_ENDED)
         tell_done(sv, s, now);
     else
-        tell_waiting(sv, s, now);
+        tell_waiting(sv, s, now, false);
+}
+
+void esp_server_probe_clients(struct esp_server *sv, double now)
+{
+    for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
+        if (!s->client_gone && !s->final_sent)
+            tell_waiting(sv, s, now, true);
 }
 
 void esp_server_deliver(struct esp_server *sv, double now)

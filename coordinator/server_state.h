@@ -4,7 +4,9 @@
 
 #include "coordinator/cluster.h"
 #include "coordinator/meter.h"
+#include "coordinator/plan.h"
 #include "coordinator/prepare.h"
+#include "coordinator/released.h"
 #include "coordinator/roster.h"
 #include "coordinator/sched.h"
 #include "coordinator/server.h"
@@ -46,6 +48,45 @@ struct esp_server_counts {
     uint64_t kv_moved_bytes; /* by them */
 };
 
+#define ESP_SERVER_MAX_DRAINS 16
+
+/** Somebody wants a worker to leave. */
+struct esp_drain_ask {
+    char worker[ESP_MAX_NAME + 1];
+    struct esp_peer who;
+    uint64_t id; /* the client's */
+    double since;
+};
+
+/** Layers [dec_lo, dec_hi) on their way from one worker to another. */
+struct esp_move_leg {
+    struct esp_worker *from, *to;
+    uint32_t dec_lo, dec_hi;
+    bool over; /* all of it is there */
+};
+
+/** The change of placement under way: server_move.c. */
+struct esp_move {
+    enum esp_move_state {
+        ESP_MOVE_NONE,
+        ESP_MOVE_WARMING,
+        ESP_MOVE_QUIET,
+        ESP_MOVE_PLACING, /* from here on the cluster is the new one */
+        ESP_MOVE_COPYING
+    } state;
+    uint64_t epoch, carry; /* the new one, the old one */
+    struct esp_plan *plan;
+    bool is_drain;
+    struct esp_drain_ask ask;
+    double began, paused, progress, told; /* seconds */
+    uint32_t n_legs, n_layers_due, n_images, n_images_due;
+    struct esp_move_leg leg[ESP_MAX_LAYERS];
+    bool layer_due[ESP_MAX_LAYERS];
+    uint64_t image[ESP_MAX_SEQS]; /* those whose features go along, with leg 0; 0: arrived */
+    uint32_t n_layers;            /* that the drained worker gave away */
+    uint64_t kv_bytes;
+};
+
 struct esp_server {
     struct esp_server_options opt;
     struct esp_cluster_options cluster_opt;
@@ -66,6 +107,16 @@ struct esp_server {
     uint32_t n_parked;
     struct esp_parked_hello parked[ESP_SERVER_MAX_PARKED];
 
+    struct esp_move move;
+    uint32_t n_drains;
+    struct esp_drain_ask drain[ESP_SERVER_MAX_DRAINS]; /* that wait for their turn */
+    double rebalance_at; /* look then whether moving layers pays; 0: no need to */
+    struct esp_released released;
+
+    uint32_t n_probes; /* a connection has ended: ask everyone with a message, so often yet */
+    double next_probe;
+    double watched_at;    /* esp_server_watch was last there */
+    bool was_ready;       /* once, since the start */
     double ready_at;      /* seconds; 0: not ready */
     double waiting_since; /* not ready since then: the start, or the loss of a stage */
     double next_beat;
@@ -98,16 +149,83 @@ void esp_server_tell_error(struct esp_server *sv, const struct esp_peer *to, uin
 void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, struct esp_worker *worker,
                             struct esp_msg *msg);
 
+/** Heartbeats, timeouts, workers lost in sending. */
+void esp_server_watch(struct esp_server *sv, double now);
+
+/** A connection has ended: whoever cannot be sent to any more is found out about at once. */
+void esp_server_probe(struct esp_server *sv);
+
+/* ---- server_place.c ---- */
+
 /**
- * A worker is no longer one of us.
- * @param text  the cause: "left: ...", "said nothing for 10 s"; sessions and the log get it behind the name
+ * A worker is no longer one of us. What it was needed for is placed anew.
+ * @param text  the cause: "left: ...", "said nothing for 2 s"; the log and clients get it behind the name
  * @param tell  send it an Error with the cause
  */
 void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_status code, const char *text,
                             bool tell);
 
-/** Heartbeats, timeouts, workers lost in sending. */
-void esp_server_watch(struct esp_server *sv, double now);
+/** It is here, but cannot do its part. */
+void esp_server_fail_worker(struct esp_server *sv, struct esp_worker *w, esp_status code, const char *text);
+
+/** Makes a placement if there is none and there are workers enough. */
+void esp_server_reconsider(struct esp_server *sv);
+
+/** Why there are no answers now. */
+void esp_server_not_ready(struct esp_server *sv, esp_status code, const char *text);
+
+/** The placement is void, and with it all that its workers hold: sessions wait for the next one. */
+void esp_server_lose_cluster(struct esp_server *sv, esp_status code, const char *text);
+
+/** Tells every worker its place, and the log. */
+void esp_server_tell_places(struct esp_server *sv);
+
+struct esp_plan_input esp_server_plan_input(const struct esp_server *sv);
+
+/** What the workers of the present placement, which is ready, have room for. */
+void esp_server_room(const struct esp_server *sv, struct esp_sched_room *room);
+
+void esp_server_on_ready(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_ready *ready);
+
+/* ---- server_move.c ---- */
+
+void esp_server_on_drain(struct esp_server *sv, const struct esp_peer *from,
+                         const struct esp_msg_drain *drain);
+
+/** A worker that somebody wanted to drain is gone, or useless: the asker is told. */
+void esp_server_forget_drain(struct esp_server *sv, const struct esp_worker *w, const struct esp_err *why);
+
+/** The model does not fit without the workers that are to leave: they stay, and the askers are told. False: none are. */
+bool esp_server_give_up_drains(struct esp_server *sv, const struct esp_err *why);
+
+/** Workers may have come that make a better placement. */
+void esp_server_consider_moving(struct esp_server *sv);
+
+/** No layers are moved, and the old placement goes on, if it still stands. A drain is tried again later. */
+void esp_server_move_abort(struct esp_server *sv, const char *text);
+
+/** Whether a worker has something yet that others wait for, though it is no stage any more. */
+bool esp_server_move_needs(const struct esp_server *sv, const struct esp_worker *w);
+
+/** A worker that is no stage is gone: ends a move that counted on it. */
+void esp_server_move_without(struct esp_server *sv, const struct esp_worker *w);
+
+/** Whether a message of this epoch is about the weights that a worker loads for a placement to come. */
+bool esp_server_is_warming(const struct esp_server *sv, const struct esp_worker *w, uint64_t epoch);
+void esp_server_on_warm_loading(struct esp_server *sv, struct esp_worker *w,
+                                const struct esp_msg_loading *loading);
+void esp_server_on_warmed(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_warmed *warmed);
+void esp_server_on_warm_error(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_error *error);
+
+/** All are ready under the new placement. */
+void esp_server_move_placed(struct esp_server *sv);
+void esp_server_on_moved(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_moved *moved);
+
+/** A picture's features have come along; false: it is another one's Stored. */
+bool esp_server_move_stored(struct esp_server *sv, const struct esp_worker *w, uint64_t image);
+
+/** Goes on with what is under way, and begins what is due. */
+void esp_server_move_watch(struct esp_server *sv, double now);
 
 /* ---- server_weights.c ---- */
 
@@ -123,6 +241,10 @@ void esp_server_from_fetch(struct esp_server *sv, struct esp_worker *w, const st
 bool esp_server_weights(struct esp_server *sv);
 
 /* ---- server_work.c ---- */
+
+/** Tells the workers what to forget. */
+void esp_server_release(struct esp_server *sv, const uint64_t *seqs, uint32_t n_seqs, const uint64_t *images,
+                        uint32_t n_images);
 
 /** Stored, Result, Trace, or an Error that names a step or a picture, of the present epoch. */
 void esp_server_from_stage(struct esp_server *sv, struct esp_worker *worker, struct esp_msg *msg);
@@ -176,6 +298,9 @@ void esp_server_prepared(struct esp_server *sv);
 
 /** Every session that has never been admitted ends with this cause. */
 void esp_server_fail_queue(struct esp_server *sv, const struct esp_err *why);
+
+/** Sends something to every client with a session, to find out who is gone. */
+void esp_server_probe_clients(struct esp_server *sv, double now);
 
 /** Sends sessions' clients what is new for them. */
 void esp_server_deliver(struct esp_server *sv, double now);

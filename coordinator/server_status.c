@@ -105,7 +105,7 @@ static void fill_worker(struct esp_worker_status *out, const struct esp_server *
     const bool placed = esp_cluster_has(&sv->cluster, w);
 
     *out = (struct esp_worker_status){.name = w->name,
-                                      .state = esp_worker_state_name(w->state),
+                                      .state = w->draining ? "draining" : esp_worker_state_name(w->state),
                                       .cause = w->state == ESP_WORKER_FAILED ? w->cause : "",
                                       .device = w->device,
                                       .streams = w->streams,
@@ -181,10 +181,10 @@ void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, ui
     msg.status.n_queued -= msg.status.n_waiting; /* told apart */
     fill_kv(&msg.status, sv);
     if (sv->cluster.placed) {
-        msg.status.latency = sv->cluster.latency;
-        msg.status.bottleneck = sv->cluster.bottleneck;
-        msg.status.fewer = sv->cluster.fewer;
-        msg.status.fewer_latency = sv->cluster.fewer_latency;
+        msg.status.latency = sv->cluster.plan.latency;
+        msg.status.bottleneck = sv->cluster.plan.bottleneck;
+        msg.status.fewer = sv->cluster.plan.fewer;
+        msg.status.fewer_latency = sv->cluster.plan.fewer_latency;
     }
     (void)esp_link_send(sv->link, to, &msg, NULL); /* who asked and went needs no answer */
     free(workers);

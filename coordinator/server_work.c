@@ -12,6 +12,8 @@ static void on_stored(struct esp_server *sv, struct esp_worker *w, const struct 
 {
     struct esp_feature *f = esp_sched_feature(sv->sched, stored->image);
 
+    if (esp_server_move_stored(sv, w, stored->image))
+        return;
     if (sv->cluster.dec[0] != w || !f || f->state != ESP_FEATURE_SENT) {
         esp_server_drop_worker(sv, w, ESP_E_PROTO, "stored a picture that was not on its way to it", true);
         return;
@@ -104,6 +106,7 @@ static void on_result(struct esp_server *sv, struct esp_worker *w, struct esp_ms
         esp_server_drop_worker(sv, w, err.code, err.text, true);
     } else {
         esp_server_count_result(sv, &f->step, &msg->result);
+        esp_released_prove(&sv->released, f->step.id);
         take_rows(sv, w, f, &msg->result, full);
         esp_sched_land(sv->sched, &f);
     }
@@ -197,6 +200,19 @@ static void send_picture(struct esp_server *sv, struct esp_session *s, uint32_t 
     esp_server_tell_worker(sv, sv->cluster.enc[0], &msg);
 }
 
+void esp_server_release(struct esp_server *sv, const uint64_t *seqs, uint32_t n_seqs, const uint64_t *images,
+                        uint32_t n_images)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_RELEASE};
+    const uint64_t step = esp_sched_last_step(sv->sched);
+
+    msg.release = (struct esp_msg_release){
+        .epoch = sv->cluster.epoch, .n_seqs = n_seqs, .seqs = seqs, .n_images = n_images, .images = images};
+    esp_server_tell_worker(sv, sv->cluster.dec[0], &msg);
+    esp_released_add(&sv->released, seqs, n_seqs, false, step);
+    esp_released_add(&sv->released, images, n_images, true, step);
+}
+
 void esp_server_dispatch(struct esp_server *sv)
 {
     uint64_t seqs[ESP_MAX_SEQS], images[ESP_MAX_SEQS];
@@ -205,16 +221,11 @@ void esp_server_dispatch(struct esp_server *sv)
     struct esp_flight *f;
     const double now = esp_server_now();
 
+    if (sv->move.state >= ESP_MOVE_QUIET)
+        return; /* what the workers hold must not change */
     /* What is over first: it makes room. */
-    while (esp_sched_reap(sv->sched, seqs, &n_seqs, images, &n_images, ESP_MAX_SEQS)) {
-        struct esp_msg msg = {.kind = ESP_MSG_RELEASE};
-        msg.release = (struct esp_msg_release){.epoch = sv->cluster.epoch,
-                                               .n_seqs = n_seqs,
-                                               .seqs = seqs,
-                                               .n_images = n_images,
-                                               .images = images};
-        esp_server_tell_worker(sv, sv->cluster.dec[0], &msg);
-    }
+    while (esp_sched_reap(sv->sched, seqs, &n_seqs, images, &n_images, ESP_MAX_SEQS))
+        esp_server_release(sv, seqs, n_seqs, images, n_images);
     while ((s = esp_sched_admit(sv->sched, now))) {
         if (s->queued_from == 0) {
             s->queued_from = s->prepared > sv->ready_at ? s->prepared : sv->ready_at;

@@ -7,128 +7,11 @@
 #include "coordinator/server_state.h"
 
 #define DOUBT_S       0.1 /* how long after a Hello its name's holder may seem alive by what it sent before */
-#define LOST_TIMEOUTS 3   /* after which work that nobody works on is lost ... */
+#define LOST_TIMEOUTS 1   /* after which work that nobody works on is lost ... */
+#define PROBE_AGAIN_S 0.005
 #define SLOW_NETWORK  125e3 /* ... and the time that a network of so many bytes/s takes for it */
 
-/* ---- placing ---- */
-
-static void not_ready(struct esp_server *sv, esp_status code, const char *text)
-{
-    esp_fail(&sv->why, code, "%s", text);
-    if (sv->ready_at > 0)
-        sv->waiting_since = esp_server_now();
-    sv->ready_at = 0;
-}
-
-/* The placement is void, the cause is in sv->why. What was on it waits for the next one. */
-static void lose_cluster(struct esp_server *sv, esp_status code, const char *text)
-{
-    not_ready(sv, code, text);
-    esp_cluster_drop(&sv->cluster);
-    esp_sched_suspend(sv->sched, esp_server_now());
-}
-
-static void log_stages(const struct esp_server *sv)
-{
-    for (uint32_t i = 0; i < sv->cluster.n_stages; i++) {
-        const struct esp_worker *w = sv->cluster.stage[i];
-
-        esp_log(sv->log, ESP_LOG_INFO,
-                "placed epoch=%" PRIu64 " stage=%" PRIu32
-                " worker=%s device=\"%s\" encoder=[%u,%u) decoder=[%u,%u)",
-                sv->cluster.epoch, i, w->name, w->device_name, w->place.enc_lo, w->place.enc_hi,
-                w->place.dec_lo, w->place.dec_hi);
-    }
-}
-
-/*
- * Makes a placement if there is none and there are workers enough. The first one waits for --workers of them.
- * A later one, when a stage was lost, takes what is left, if the model fits. If all that were asked for are
- * here and it still cannot be, waiting would not help: requests are refused with the reason until someone
- * joins or leaves.
- */
-static void reconsider(struct esp_server *sv)
-{
-    const uint32_t n_joined = esp_roster_count(sv->roster), n_usable = esp_roster_usable(sv->roster);
-    struct esp_err err;
-
-    sv->broken = false;
-    if (sv->cluster.placed)
-        return;
-    if (sv->cluster.epoch == 0 && n_joined < sv->opt.n_workers) {
-        char text[96];
-        snprintf(text, sizeof text, "waiting for workers: %u of %u are here", n_joined, sv->opt.n_workers);
-        not_ready(sv, ESP_E_CLOSED, text);
-        return;
-    }
-    if (n_usable == 0) {
-        if (n_joined < sv->opt.n_workers) {
-            not_ready(sv, ESP_E_CLOSED, "waiting for workers: none is left");
-            return;
-        }
-    } else if (!esp_cluster_plan(&sv->cluster, sv->roster, sv->ck, &sv->cluster_opt, &err)) {
-        log_stages(sv);
-        for (uint32_t i = 0; i < esp_roster_count(sv->roster); i++) {
-            struct esp_worker *w = esp_roster_at(sv->roster, i);
-            struct esp_msg msg;
-
-            if (w->state == ESP_WORKER_FAILED)
-                continue;
-            esp_cluster_place(&msg, &sv->cluster, w);
-            esp_server_tell_worker(sv, w, &msg);
-        }
-        not_ready(sv, ESP_E_CLOSED, "loading weights");
-        return;
-    } else {
-        esp_err_prefix(&err, "no placement: ");
-        esp_log(sv->log, ESP_LOG_ERROR, "workers=%u %s", n_usable, err.text);
-        not_ready(sv, err.code, err.text);
-        if (n_joined < sv->opt.n_workers)
-            return; /* one that comes back may bring what is missing */
-    }
-    sv->broken = true;
-    esp_server_fail_queue(sv, &sv->why);
-}
-
-void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_status code, const char *text,
-                            bool tell)
-{
-    const bool was_stage = esp_cluster_has(&sv->cluster, w);
-    struct esp_err err;
-
-    esp_fail(&err, code, "worker %s: %s", w->name, text);
-    esp_log(sv->log, was_stage ? ESP_LOG_ERROR : ESP_LOG_WARN,
-            "worker=%s epoch=%" PRIu64 " lost why=\"%s\" action=%s", w->name, sv->cluster.epoch, text,
-            was_stage ? "replace" : "forget");
-    if (tell)
-        esp_server_tell_error(sv, &w->peer, 0, code, text);
-    sv->counts.n_losses += was_stage;
-    esp_server_verify_lost(sv, w, text);
-    if (was_stage)
-        lose_cluster(sv, err.code, err.text);
-    esp_server_weights_leave(sv, w);
-    esp_roster_remove(sv->roster, &w);
-    reconsider(sv);
-}
-
-/* It is here, but cannot do its part. */
-static void fail_worker(struct esp_server *sv, struct esp_worker *w, esp_status code, const char *text)
-{
-    struct esp_err err;
-
-    esp_fail(&err, code, "worker %s: %s", w->name, text);
-    esp_log(sv->log, ESP_LOG_ERROR, "worker=%s epoch=%" PRIu64 " failed why=\"%s\"", w->name, w->epoch, text);
-    snprintf(w->cause, sizeof w->cause, "%s", text);
-    w->state = ESP_WORKER_FAILED;
-    if (esp_cluster_has(&sv->cluster, w)) {
-        lose_cluster(sv, err.code, err.text);
-        reconsider(sv);
-        if (sv->broken) { /* the cause is the worker's, not that too few are left */
-            sv->why = err;
-            esp_server_fail_queue(sv, &err);
-        }
-    }
-}
+static const double probe_after[] = {0.02, 0.1, 0.4}; /* seconds from one probe to the next */
 
 /* ---- what they send ---- */
 
@@ -159,8 +42,9 @@ static void admit_worker(struct esp_server *sv, const struct esp_peer *from,
         esp_cluster_add_spare(&sv->cluster, w);
         esp_cluster_place(&msg, &sv->cluster, w);
         esp_server_tell_worker(sv, w, &msg);
+        esp_server_consider_moving(sv);
     } else {
-        reconsider(sv);
+        esp_server_reconsider(sv);
     }
 }
 
@@ -207,38 +91,6 @@ static void settle_parked(struct esp_server *sv)
     }
 }
 
-static void on_ready(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_ready *ready)
-{
-    struct esp_sched_room room = {0};
-    struct esp_err err;
-
-    if (esp_cluster_ready(&sv->cluster, w, ready, &err)) {
-        esp_server_drop_worker(sv, w, err.code, err.text, true);
-        return;
-    }
-    if (w->state == ESP_WORKER_SPARE)
-        return;
-    esp_log(sv->log, ESP_LOG_INFO,
-            "worker=%s epoch=%" PRIu64 " ready weights_mib=%" PRIu64 " kv_mib=%" PRIu64
-            " scratch_mib=%" PRIu64 " kv_blocks=%" PRIu64 "x%u load_s=%.2f",
-            w->name, w->epoch, ready->weight_bytes >> 20, ready->kv_bytes >> 20, ready->scratch_bytes >> 20,
-            ready->kv_blocks, ready->block_tokens, ready->load_seconds);
-    if (!sv->cluster.ready || esp_sched_is_open(sv->sched))
-        return;
-    sv->ready_at = esp_server_now();
-    room.epoch = sv->cluster.epoch;
-    esp_cluster_kv(&sv->cluster, &room.kv_blocks, &room.block_tokens);
-    room.max_rows = sv->cluster_opt.sizing.context;
-    room.max_seqs = ESP_CLUSTER_MAX_SEQS;
-    room.max_images = sv->cluster_opt.sizing.max_images;
-    room.n_stages = sv->cluster.n_dec;
-    room.max_steps = sv->cluster.n_dec + 1;
-    room.max_encodes = ESP_CLUSTER_ENCODES;
-    esp_sched_open(sv->sched, &room);
-    esp_log(sv->log, ESP_LOG_INFO, "ready epoch=%" PRIu64 " stages=%u seconds=%.2f", sv->cluster.epoch,
-            sv->cluster.n_stages, sv->ready_at - sv->waiting_since);
-}
-
 /* A message of the data path must be of the present epoch: 0 do it, 1 drop it silently, -1 impossible. */
 static int epoch_check(const struct esp_server *sv, const struct esp_worker *w, uint64_t epoch)
 {
@@ -251,14 +103,14 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, struct esp_msg
 {
     const struct esp_msg_error *e = &msg->error;
 
-    if (e->session != 0) { /* only that it could not check itself */
-        esp_server_verify_failed(sv, w, e->session, e->text);
-        return;
-    }
-    if ((e->step == 0 && e->image == 0) || e->code == ESP_E_DEVICE) { /* a lost device is a lost worker */
+    if (e->step == 0 && e->image == 0) {
+        if (esp_server_is_warming(sv, w, e->epoch)) {
+            esp_server_on_warm_error(sv, w, e);
+            return;
+        }
         if (e->epoch != 0 && e->epoch < w->epoch)
             return; /* of a placement that is no more */
-        fail_worker(sv, w, e->code, e->text);
+        esp_server_fail_worker(sv, w, e->code, e->text);
         return;
     }
     switch (epoch_check(sv, w, e->epoch)) {
@@ -293,10 +145,14 @@ static void on_data(struct esp_server *sv, struct esp_worker *w, struct esp_msg 
         if (w->state == ESP_WORKER_LOADING) {
             w->done_bytes = msg->loading.done_bytes;
             w->total_bytes = msg->loading.total_bytes;
+            sv->move.progress = esp_server_now();
         }
         break;
     case ESP_MSG_READY:
-        on_ready(sv, w, &msg->ready);
+        esp_server_on_ready(sv, w, &msg->ready);
+        break;
+    case ESP_MSG_MOVED:
+        esp_server_on_moved(sv, w, &msg->moved);
         break;
     case ESP_MSG_VERIFIED:
         esp_server_verified(sv, w, &msg->verified);
@@ -341,7 +197,19 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
         esp_server_from_fetch(sv, w, &msg->fetch);
         break;
     case ESP_MSG_LOADING:
-        on_data(sv, w, msg, msg->loading.epoch);
+        if (esp_server_is_warming(sv, w, msg->loading.epoch))
+            esp_server_on_warm_loading(sv, w, &msg->loading);
+        else
+            on_data(sv, w, msg, msg->loading.epoch);
+        break;
+    case ESP_MSG_WARMED:
+        if (esp_server_is_warming(sv, w, msg->warmed.epoch))
+            esp_server_on_warmed(sv, w, &msg->warmed);
+        else if (msg->warmed.epoch == 0 || msg->warmed.epoch > sv->cluster.last_epoch)
+            esp_server_drop_worker(sv, w, ESP_E_PROTO, "it has warmed to what nobody has asked for", true);
+        break; /* else: for a placement that is not to be any more */
+    case ESP_MSG_MOVED:
+        on_data(sv, w, msg, msg->moved.epoch);
         break;
     case ESP_MSG_READY:
         on_data(sv, w, msg, msg->ready.epoch);
@@ -386,23 +254,59 @@ static void watch_work(struct esp_server *sv, double now)
         return;
     esp_log(sv->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " stalled why=\"%s\" action=replace", sv->cluster.epoch,
             err.text);
-    lose_cluster(sv, err.code, err.text);
-    reconsider(sv);
+    esp_server_lose_cluster(sv, err.code, err.text);
+    esp_server_reconsider(sv);
+}
+
+static void beat(struct esp_server *sv)
+{
+    for (uint32_t i = 0; i < esp_roster_count(sv->roster); i++) {
+        struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
+        msg.heartbeat.epoch = sv->cluster.epoch;
+        msg.heartbeat.stamp = esp_server_stamp();
+        esp_server_tell_worker(sv, esp_roster_at(sv->roster, i), &msg);
+    }
+}
+
+void esp_server_probe(struct esp_server *sv)
+{
+    const double soonest = esp_server_now() + PROBE_AGAIN_S;
+
+    if (sv->n_probes == 0 || sv->next_probe > soonest)
+        sv->next_probe = soonest;
+    sv->n_probes = sizeof probe_after / sizeof probe_after[0];
+}
+
+/* The socket hears of a connection's end a moment after its monitor, so it is tried more than once. */
+static void probe(struct esp_server *sv, double now)
+{
+    if (sv->n_probes == 0 || now < sv->next_probe)
+        return;
+    sv->next_probe = now + probe_after[sizeof probe_after / sizeof probe_after[0] - sv->n_probes];
+    sv->n_probes--;
+    beat(sv);
+    esp_server_probe_clients(sv, now);
+}
+
+/* We were away ourselves (stopped, starved): what workers said meanwhile has not been read yet. */
+static void forgive_silence(struct esp_server *sv, double now)
+{
+    if (now - sv->watched_at > 2 * sv->opt.heartbeat_ms / 1000.0)
+        for (uint32_t i = 0; i < esp_roster_count(sv->roster); i++)
+            esp_roster_at(sv->roster, i)->last_heard += now - sv->watched_at;
+    sv->watched_at = now;
 }
 
 void esp_server_watch(struct esp_server *sv, double now)
 {
     struct esp_worker *w;
 
+    forgive_silence(sv, now);
     if (now >= sv->next_beat) {
-        for (uint32_t i = 0; i < esp_roster_count(sv->roster); i++) {
-            struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
-            msg.heartbeat.epoch = sv->cluster.epoch;
-            msg.heartbeat.stamp = esp_server_stamp();
-            esp_server_tell_worker(sv, esp_roster_at(sv->roster, i), &msg);
-        }
+        beat(sv);
         sv->next_beat = now + sv->opt.heartbeat_ms / 1000.0;
     }
+    probe(sv, now);
     for (uint32_t i = 0; i < esp_roster_count(sv->roster);) {
         w = esp_roster_at(sv->roster, i);
         if (w->lost) {
@@ -421,4 +325,5 @@ void esp_server_watch(struct esp_server *sv, double now)
     }
     watch_work(sv, now);
     settle_parked(sv);
+    esp_server_move_watch(sv, now);
 }

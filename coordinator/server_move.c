@@ -342,6 +342,7 @@ static void done(struct esp_server *sv)
                                             .n_images = m->n_images,
                                             .seconds = now - (m->is_drain ? m->ask.since : m->began),
                                             .pause = now - m->paused};
+    struct esp_released again = sv->released;
     struct esp_sched_room room;
     uint64_t ids[ESP_MAX_SEQS];
     uint32_t n;
@@ -350,9 +351,11 @@ static void done(struct esp_server *sv)
     sv->counts.kv_moved_bytes += m->kv_bytes;
     esp_server_room(sv, &room);
     esp_sched_carry(sv->sched, &room);
+    sv->released = (struct esp_released){0};
     for (int image = 0; image < 2; image++)
-        while ((n = esp_released_take(&sv->released, ids, ESP_MAX_SEQS, image)) > 0)
+        while ((n = esp_released_take(&again, ids, ESP_MAX_SEQS, image)) > 0)
             esp_server_release(sv, ids, image ? 0 : n, ids, image ? n : 0);
+    esp_released_finish(&again);
     esp_log(sv->log, ESP_LOG_INFO,
             "epoch=%" PRIu64 " moved from_epoch=%" PRIu64 " legs=%u kv_bytes=%" PRIu64
             " images=%u seconds=%.3f pause_s=%.3f",

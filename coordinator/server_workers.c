@@ -103,6 +103,10 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, struct esp_msg
 {
     const struct esp_msg_error *e = &msg->error;
 
+    if (e->session != 0) { /* only that it could not check itself */
+        esp_server_verify_failed(sv, w, e->session, e->text);
+        return;
+    }
     if (e->step == 0 && e->image == 0) {
         if (esp_server_is_warming(sv, w, e->epoch)) {
             esp_server_on_warm_error(sv, w, e);
@@ -153,6 +157,9 @@ static void on_data(struct esp_server *sv, struct esp_worker *w, struct esp_msg 
         break;
     case ESP_MSG_MOVED:
         esp_server_on_moved(sv, w, &msg->moved);
+        break;
+    case ESP_MSG_VERIFIED:
+        esp_server_verified(sv, w, &msg->verified);
         break;
     case ESP_MSG_VERIFIED:
         esp_server_verified(sv, w, &msg->verified);
@@ -210,6 +217,9 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
         break; /* else: for a placement that is not to be any more */
     case ESP_MSG_MOVED:
         on_data(sv, w, msg, msg->moved.epoch);
+        break;
+    case ESP_MSG_VERIFIED:
+        on_data(sv, w, msg, msg->verified.epoch);
         break;
     case ESP_MSG_READY:
         on_data(sv, w, msg, msg->ready.epoch);

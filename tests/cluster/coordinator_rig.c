@@ -450,13 +450,31 @@ static void on_place(struct rig *rig, int i, const struct esp_msg_place *p)
     struct esp_msg out = {.kind = ESP_MSG_LOADING};
 
     assert_true(p->epoch >= w->place.epoch);
+    if (p->warm) {
+        w->n_warm++;
+        if (w->hold_warm)
+            return;
+        out.kind = w->refuse_warm ? ESP_MSG_ERROR : ESP_MSG_WARMED;
+        if (w->refuse_warm)
+            out.error =
+                (struct esp_msg_error){.code = w->refuse_warm, .text = "no warming here", .epoch = p->epoch};
+        else
+            out.warmed = (struct esp_msg_warmed){.epoch = p->epoch, .loaded_bytes = 40, .weight_bytes = 100};
+        rig_send(rig, i, &out);
+        return;
+    }
+    if (p->carry)
+        assert_int_equal(p->carry, w->place.epoch);
     for (int k = 0; k < RIG_WORKERS; k++) /* the first to hear of a new epoch: all forget the old one */
         if (rig->w[k].link && rig->w[k].place.epoch >= p->epoch)
             goto known;
-    drop_seqs(rig);
+    if (!p->carry)
+        drop_seqs(rig);
+    rig->last_step = 0;
 known:
     w->place = *p;
     w->n_places++;
+    w->n_moves = 0;
     snprintf(w->next_enc, sizeof w->next_enc, "%s", p->next_enc);
     snprintf(w->features_to, sizeof w->features_to, "%s", p->features_to);
     snprintf(w->next_dec, sizeof w->next_dec, "%s", p->next_dec);
@@ -474,6 +492,34 @@ known:
         out.ready.block_tokens = RIG_BLOCK;
     }
     rig_send(rig, i, &out);
+}
+
+/* What one worker gives another is with all of them already: it is only said. */
+static void on_move(struct rig *rig, int i, const struct esp_msg_move *m)
+{
+    struct rig_worker *w = &rig->w[i];
+    struct esp_msg out = {.kind = ESP_MSG_MOVED};
+    int to = 0;
+
+    assert_int_equal(m->epoch, w->place.epoch);
+    assert_true(w->place.carry > 0);
+    assert_true(++w->n_moves <= w->place.n_moves);
+    while (to < RIG_WORKERS && !(rig->w[to].link && strcmp(rig->w[to].endpoint, m->to) == 0))
+        to++;
+    assert_true(to < RIG_WORKERS && to != i);
+    assert_true(m->dec_lo >= rig->w[to].place.dec_lo && m->dec_hi <= rig->w[to].place.dec_hi);
+    if (w->hold_moves)
+        return;
+    for (uint32_t l = m->dec_lo; l < m->dec_hi; l++) {
+        out.moved = (struct esp_msg_moved){.epoch = m->epoch, .layer = l, .kv_blocks = 2, .n_bytes = 1000};
+        rig_send(rig, to, &out);
+    }
+    for (uint32_t k = 0; k < m->n_images; k++) {
+        assert_true(rig->w[to].place.embed);
+        out.kind = ESP_MSG_STORED;
+        out.stored = (struct esp_msg_stored){.epoch = m->epoch, .image = m->images[k]};
+        rig_send(rig, to, &out);
+    }
 }
 
 static void on_worker(struct rig *rig, int i, struct esp_msg *msg)
@@ -506,6 +552,9 @@ static void on_worker(struct rig *rig, int i, struct esp_msg *msg)
         break;
     case ESP_MSG_VERIFY:
         w->verify = msg->verify;
+        break;
+    case ESP_MSG_MOVE:
+        on_move(rig, i, &msg->move);
         break;
     case ESP_MSG_ENCODE:
     case ESP_MSG_STEP:

@@ -34,12 +34,16 @@ struct rig_worker {
     bool welcome, bye;
     struct esp_msg_place place; /* the last one; epoch 0: none yet */
     char next_enc[128], features_to[128], next_dec[128];
-    uint32_t n_places;
+    uint32_t n_places, n_warm,
+        n_moves;      /* Moves done since the last Place; it was told to expect place.n_moves */
     esp_status error; /* the first Error it was sent */
     char error_text[ESP_ERR_TEXT_MAX];
     /* What it does not do: the test does it, or nobody. */
     bool mute;                    /* sends no heartbeat */
     bool hold_ready;              /* leaves a Place unanswered */
+    bool hold_warm;               /* leaves a Place(warm) unanswered */
+    bool hold_moves;              /* sends nothing of what it is told to move */
+    esp_status refuse_warm;       /* answers a Place(warm) so */
     bool hold_work;               /* keeps Encode and Step in `held` */
     uint32_t n_does;              /* the how manieth piece of work from now it begins that with; 0: none */
     struct esp_msg_verify verify; /* the last one; the test answers it */

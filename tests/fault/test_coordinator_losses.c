@@ -8,81 +8,7 @@
 
 #include <cmocka.h>
 
-#include "tests/cluster/coordinator_rig.h"
-
-enum { N = 6, TEXT = 32768, TOKENS = 30 };
-
-static struct esp_msg_request request(uint32_t i, uint64_t id)
-{
-    static const struct esp_msg_sampling sampling[N] = {
-        {.ignore_eos = true},
-        {.temperature = 1, .seed = 4, .ignore_eos = true},
-        {.temperature = 0.7, .top_k = 20, .seed = 11, .best_of = 4},
-        {.beams = 3},
-        {.beams = 3, .has_length_penalty = true, .length_penalty = 1},
-        {.temperature = 0}};
-
-    return (struct esp_msg_request){.id = id,
-                                    .prompt = i % 2 ? "caption en" : "answer en what",
-                                    .max_tokens = TOKENS,
-                                    .suffix = i == 0 || i == 5 ? "a cow" : NULL,
-                                    .score = i == 5,
-                                    .sampling = sampling[i]};
-}
-
-static void ask_all(struct rig *rig, uint64_t first)
-{
-    for (uint32_t i = 0; i < N; i++) {
-        struct esp_msg_request r = request(i, first + i);
-
-        if (i < 3)
-            rig_request(rig, 0, &r, i == 2 ? "scene_b.png" : "scene_a.png", NULL);
-        else
-            rig_request(rig, 0, &r, NULL);
-    }
-}
-
-/* Everything in a Done that must not depend on what happened meanwhile. */
-static void write_down(char *out, const struct esp_msg_done *d)
-{
-    size_t n = 0;
-
-    for (uint32_t i = 0; i <= d->n_hypotheses; i++) {
-        const struct esp_hypothesis *h = i ? &d->hypotheses[i - 1] : &d->best;
-
-        for (uint32_t k = 0; k < h->n_ids; k++)
-            n += (size_t)snprintf(out + n, TEXT - n, "%u ", h->ids[k]);
-        for (uint32_t k = 0; k < h->n_logprobs; k++)
-            n += (size_t)snprintf(out + n, TEXT - n, "%.17g ", h->logprobs[k]);
-        n += (size_t)snprintf(out + n, TEXT - n, "%s %s %.17g|", h->text, h->finish, h->score);
-        assert_true(n < TEXT / 2);
-    }
-}
-
-/* Takes the answers of requests first .. first + N - 1, which come in any order. */
-static void take_all(struct rig *rig, uint64_t first, char (*out)[TEXT])
-{
-    for (uint32_t i = 0; i < N; i++) {
-        const struct esp_msg *m = rig_take(rig, 0, ESP_MSG_DONE);
-
-        assert_true(m->done.session >= first && m->done.session < first + N);
-        write_down(out[m->done.session - first], &m->done);
-    }
-    /* What streams has come once, in order, and is what is in the answer. */
-    for (uint64_t id = first; id < first + N; id++) {
-        uint32_t n = 0;
-
-        for (uint32_t k = 0; k < rig->c[0].n_inbox; k++) {
-            const struct esp_msg *m = rig->c[0].inbox[k];
-
-            if (m->kind == ESP_MSG_TOKEN && m->token.session == id)
-                assert_int_equal(m->token.index, n++);
-            if (m->kind == ESP_MSG_DONE && m->done.session == id && id < first + 2)
-                assert_int_equal(n, m->done.best.n_ids);
-        }
-        assert_int_equal(n, id < first + 2 ? TOKENS : 0);
-    }
-}
+#include "tests/fault/all_kinds.h"
 
 static bool stuck_or_done(struct rig *rig, void *from)
 {
@@ -108,6 +34,7 @@ static void test_loss_at_every_step(void **state)
     rig_until_free(rig);
     for (uint32_t k = 1;; k++) {
         uint32_t from;
+        char label[32];
 
         rig_hang_up(rig, 0); /* a new inbox */
         rig_dial(rig, 0);
@@ -134,9 +61,8 @@ static void test_loss_at_every_step(void **state)
             }
         }
         take_all(rig, id, got);
-        for (uint32_t i = 0; i < N; i++)
-            if (strcmp(got[i], want[i]) != 0)
-                fail_msg("lost at %u: request %u: %s\nundisturbed: %s", k, i, got[i], want[i]);
+        snprintf(label, sizeof label, "lost at %u", k);
+        compare_all(got, want, label);
         rig_until_free(rig);
     }
     take_all(rig, id, got);

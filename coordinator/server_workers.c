@@ -161,9 +161,6 @@ static void on_data(struct esp_server *sv, struct esp_worker *w, struct esp_msg 
     case ESP_MSG_VERIFIED:
         esp_server_verified(sv, w, &msg->verified);
         break;
-    case ESP_MSG_VERIFIED:
-        esp_server_verified(sv, w, &msg->verified);
-        break;
     default: /* ESP_MSG_STORED, ESP_MSG_RESULT, ESP_MSG_TRACE */
         esp_server_from_stage(sv, w, msg);
         break;
@@ -217,9 +214,6 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
         break; /* else: for a placement that is not to be any more */
     case ESP_MSG_MOVED:
         on_data(sv, w, msg, msg->moved.epoch);
-        break;
-    case ESP_MSG_VERIFIED:
-        on_data(sv, w, msg, msg->verified.epoch);
         break;
     case ESP_MSG_READY:
         on_data(sv, w, msg, msg->ready.epoch);

@@ -398,13 +398,13 @@ void rig_vanish(struct rig *rig, int i)
     memset(&w->place, 0, sizeof w->place);
 }
 
+/* -1: it has vanished, and what goes to it is lost. */
 static int stage_with(struct rig *rig, bool embed, uint64_t epoch)
 {
     for (int i = 0; i < RIG_WORKERS; i++)
         if (rig->w[i].link && rig->w[i].place.epoch == epoch &&
             (embed ? rig->w[i].place.embed : rig->w[i].place.head))
             return i;
-    fail_msg("nobody holds the %s of epoch %llu", embed ? "embedding" : "head", (unsigned long long)epoch);
     return -1;
 }
 
@@ -424,8 +424,9 @@ static void work(struct rig *rig, struct esp_msg *msg)
         out.kind = ESP_MSG_STORED;
         out.stored = (struct esp_msg_stored){
             .epoch = msg->encode.epoch, .image = msg->encode.image, .times = times, .n_times = 1};
-        rig_send(rig, to, &out);
-    } else {
+        if (to >= 0)
+            rig_send(rig, to, &out);
+    } else if (stage_with(rig, false, msg->step.epoch) >= 0) {
         rig_result(rig, &out, msg);
         rig_send(rig, stage_with(rig, false, msg->step.epoch), &out);
         rig_result_finish(&out);

@@ -96,6 +96,21 @@ static bool parse_real(double *out, const struct esp_arg *a, const char *text)
     return true;
 }
 
+bool esp_arg_set(const struct esp_arg *a, const char *text)
+{
+    switch (a->kind) {
+    case ESP_ARG_U32:
+    case ESP_ARG_U32_OPT:
+        return parse_u32(a->out, a, text, strlen(text));
+    case ESP_ARG_U64:
+        return parse_u64(a->out, text, strlen(text));
+    case ESP_ARG_REAL:
+        return parse_real(a->out, a, text);
+    default:
+        return false;
+    }
+}
+
 static int no_memory(const struct esp_command_help *command)
 {
     fprintf(stderr, "espalier %s: out of memory\n", command->name);
@@ -190,11 +205,10 @@ static int take(const struct esp_command_help *command, const struct esp_arg *a,
             return ESP_ARGS_GO_ON;
         /* fallthrough */
     case ESP_ARG_U32:
-        return parse_u32(a->out, a, text, strlen(text)) ? ESP_ARGS_GO_ON : bad_range(command, a, text);
     case ESP_ARG_REAL:
-        return parse_real(a->out, a, text) ? ESP_ARGS_GO_ON : bad_range(command, a, text);
+        return esp_arg_set(a, text) ? ESP_ARGS_GO_ON : bad_range(command, a, text);
     case ESP_ARG_U64:
-        if (parse_u64(a->out, text, strlen(text)))
+        if (esp_arg_set(a, text))
             return ESP_ARGS_GO_ON;
         return esp_args_bad(command, "--%s %s: expected a whole number from 0 to %llu", a->name, text,
                             (unsigned long long)UINT64_MAX);

@@ -86,6 +86,9 @@ int esp_args_parse(const struct esp_command_help *command, const struct esp_arg_
 int esp_args_bad(const struct esp_command_help *command, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
+/** Sets a number's target from text; false, and nothing set, if it is no such number. */
+bool esp_arg_set(const struct esp_arg *arg, const char *text);
+
 /** Frees what the collecting options of the groups gathered. */
 void esp_args_free(const struct esp_arg_group *groups);
 

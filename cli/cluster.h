@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "cli/client.h"
 #include "cli/term.h"
@@ -26,6 +27,9 @@ struct esp_cluster_ask {
 esp_status esp_cluster_status(struct esp_cluster_ask *ask, struct esp_client *client, struct esp_err *err);
 esp_status esp_cluster_placement(struct esp_cluster_ask *ask, struct esp_client *client, struct esp_err *err);
 esp_status esp_cluster_drain(struct esp_cluster_ask *ask, struct esp_client *client, struct esp_err *err);
+
+/** What `status` shows people. */
+void esp_cluster_print_status(FILE *f, const struct esp_msg_status *status);
 
 /**
  * The workers with encoder (or decoder) layers, in the order in which they follow each other.

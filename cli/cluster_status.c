@@ -75,7 +75,7 @@ static void print_memory(FILE *f, const struct esp_worker_status *w, int width)
             esp_figure_bytes((double)w->device.memory_bytes).s, blocks, w->n_seqs, w->n_images);
 }
 
-static void print_status(FILE *f, const struct esp_msg_status *s)
+void esp_cluster_print_status(FILE *f, const struct esp_msg_status *s)
 {
     int width = (int)strlen("worker");
 
@@ -129,7 +129,7 @@ static esp_status show(const struct esp_cluster_ask *ask, const struct esp_msg_s
         return esp_fail(err, ESP_E_NOMEM, "out of memory");
     if (!first && !over)
         fputc('\n', f);
-    print_status(f, s);
+    esp_cluster_print_status(f, s);
     if (fclose(f) != 0)
         st = esp_fail(err, ESP_E_NOMEM, "out of memory");
     else if (over)

@@ -6,6 +6,7 @@
 #define ESP_CLI_COMMAND_H
 
 int esp_command_run(int argc, char **argv);
+int esp_command_chat(int argc, char **argv);
 int esp_command_score(int argc, char **argv);
 int esp_command_up(int argc, char **argv);
 int esp_command_cluster(int argc, char **argv);

@@ -9,6 +9,7 @@ static const struct {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"run", "answer a prompt about pictures", esp_command_run},
+    {"chat", "questions about pictures, one after the other", esp_command_chat},
     {"score", "log-likelihood of a given answer", esp_command_score},
     {"up", "a coordinator and workers on this machine, in the foreground", esp_command_up},
     {"cluster", "what a running cluster is doing", esp_command_cluster},

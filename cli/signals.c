@@ -9,6 +9,7 @@
 static int pipe_fd[2] = {-1, -1};
 static volatile sig_atomic_t stop_signal;
 static void (*volatile clean_up_at_once)(void);
+static volatile sig_atomic_t keep_on; /* after SIGINT */
 
 #define N_STOP 3
 static const int stop_signals[N_STOP] = {SIGINT, SIGTERM, SIGHUP};
@@ -26,6 +27,12 @@ static void on_stop(int sig)
 {
     void (*clean_up)(void) = clean_up_at_once;
 
+    if (keep_on && (sig == SIGINT || stop_signal == SIGINT)) {
+        if (stop_signal == 0 || stop_signal == SIGINT) /* one that ends it outweighs one that asks */
+            stop_signal = sig;
+        wake();
+        return;
+    }
     if (stop_signal) {
         if (clean_up)
             clean_up();
@@ -83,6 +90,24 @@ void esp_signals_drain(void)
 int esp_signals_stop(void)
 {
     return stop_signal;
+}
+
+void esp_signals_keep_on(void)
+{
+    keep_on = 1;
+}
+
+void esp_signals_forgive(void)
+{
+    sigset_t stop, before;
+
+    sigemptyset(&stop);
+    for (size_t i = 0; i < N_STOP; i++)
+        sigaddset(&stop, stop_signals[i]);
+    sigprocmask(SIG_BLOCK, &stop, &before); /* no other one may come between the look and the change */
+    if (stop_signal == SIGINT)
+        stop_signal = 0;
+    sigprocmask(SIG_SETMASK, &before, NULL);
 }
 
 void esp_signals_at_once(void (*clean_up)(void))

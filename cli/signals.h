@@ -21,6 +21,13 @@ void esp_signals_drain(void);
 /** The signal that asked for the end; 0: none so far. */
 int esp_signals_stop(void);
 
+/**
+ * For a program that goes on after Ctrl-C: from here on SIGINT only ever asks, however often it comes, and
+ * esp_signals_forgive takes the question back. Other signals end it as before.
+ */
+void esp_signals_keep_on(void);
+void esp_signals_forgive(void);
+
 /** What to do before a second signal's _exit: async-signal-safe. NULL: nothing. */
 void esp_signals_at_once(void (*clean_up)(void));
 

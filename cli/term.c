@@ -73,7 +73,11 @@ void esp_term_line(struct esp_term *term, const char *fmt, ...)
             *p = '?';
     }
     esp_term_clear(term);
+    if (term->aside)
+        term->aside(true);
     fprintf(stderr, "%s\n", line);
+    if (term->aside)
+        term->aside(false);
 }
 
 static esp_status flush_stdout(struct esp_err *err)

@@ -15,6 +15,8 @@ struct esp_term {
     int64_t last_ms; /* when it was last drawn */
     bool screen;     /* stdout is a terminal: control characters of an answer are not passed on */
     bool at_start;   /* stdout's cursor is at the start of a line */
+    void (*aside)(
+        bool begin); /* what to do before and after a line, where something else stands; NULL: nothing */
 };
 
 void esp_term_init(struct esp_term *term);

@@ -27,9 +27,9 @@ long child_now_ms(void)
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* @param out_fd, err_fd  the child's; closed here */
-static void start(struct child *c, const char *program, const char *stdin_file, const char *const *args,
-                  int out_fd, int err_fd)
+/* @param in_fd, out_fd, err_fd  the child's; closed here. @param talks  in_fd is a terminal, and becomes its own */
+static void start(struct child *c, const char *program, int in_fd, const char *const *args, int out_fd,
+                  int err_fd, bool talks)
 {
     char *argv[MAX_ARGS + 2] = {(char *)(uintptr_t)program};
 
@@ -41,9 +41,10 @@ static void start(struct child *c, const char *program, const char *stdin_file, 
     c->pid = fork();
     assert_true(c->pid >= 0);
     if (c->pid == 0) {
-        int in = open(stdin_file ? stdin_file : "/dev/null", O_RDONLY);
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        dup2(in, 0);
+        if (talks && (setsid() < 0 || ioctl(in_fd, TIOCSCTTY, 0) != 0))
+            _exit(125);
+        dup2(in_fd, 0);
         dup2(out_fd, 1);
         dup2(err_fd, 2);
         unsetenv("ESPALIER_MODEL");
@@ -51,6 +52,8 @@ static void start(struct child *c, const char *program, const char *stdin_file, 
         execv(program, argv);
         _exit(125);
     }
+    if (in_fd != out_fd)
+        close(in_fd);
     close(out_fd);
     if (err_fd != out_fd)
         close(err_fd);
@@ -64,17 +67,18 @@ static void start(struct child *c, const char *program, const char *stdin_file, 
 
 void child_start(struct child *c, const char *program, const char *stdin_file, const char *const *args)
 {
-    int out[2], err[2];
+    int out[2], err[2], in = open(stdin_file ? stdin_file : "/dev/null", O_RDONLY | O_CLOEXEC);
 
+    assert_true(in >= 0);
     memset(c, 0, sizeof *c);
     assert_int_equal(pipe2(out, O_CLOEXEC), 0);
     assert_int_equal(pipe2(err, O_CLOEXEC), 0);
     c->fd[0] = out[0];
     c->fd[1] = err[0];
-    start(c, program, stdin_file, args, out[1], err[1]);
+    start(c, program, in, args, out[1], err[1], false);
 }
 
-void child_start_on_terminal(struct child *c, const char *program, const char *const *args)
+static void start_on_terminal(struct child *c, const char *program, const char *const *args, bool talks)
 {
     struct winsize size = {.ws_row = 24, .ws_col = 80};
     int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC), slave;
@@ -90,7 +94,25 @@ void child_start_on_terminal(struct child *c, const char *program, const char *c
     assert_int_equal(ioctl(slave, TIOCSWINSZ, &size), 0);
     c->fd[0] = -1;
     c->fd[1] = master;
-    start(c, program, NULL, args, slave, slave);
+    start(c, program, talks ? slave : open("/dev/null", O_RDONLY | O_CLOEXEC), args, slave, slave, talks);
+}
+
+void child_start_on_terminal(struct child *c, const char *program, const char *const *args)
+{
+    start_on_terminal(c, program, args, false);
+}
+
+void child_start_talking(struct child *c, const char *program, const char *const *args)
+{
+    start_on_terminal(c, program, args, true);
+}
+
+void child_type(struct child *c, const char *text)
+{
+    const size_t n = strlen(text);
+
+    if (write(c->fd[1], text, n) != (ssize_t)n)
+        fail_msg("cannot type \"%s\": %s", text, strerror(errno));
 }
 
 /* True when something came. */

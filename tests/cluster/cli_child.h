@@ -36,6 +36,10 @@ void child_start(struct child *c, const char *program, const char *stdin_file, c
  */
 void child_start_on_terminal(struct child *c, const char *program, const char *const *args);
 
+/** The same with that terminal, a controlling one, for stdin too; child_type is its keyboard. */
+void child_start_talking(struct child *c, const char *program, const char *const *args);
+void child_type(struct child *c, const char *text);
+
 /** What the test wants done when something happens; NULL fields do nothing. */
 struct script {
     void *self;

@@ -159,7 +159,8 @@ static void test_picture_files(void **state)
 
 static void test_help(void **state)
 {
-    static const char *const commands[] = {"run", "score", "up", "cluster", "verify", "tokenize", "devices"};
+    static const char *const commands[] = {"run",     "chat",   "score",    "up",
+                                           "cluster", "verify", "tokenize", "devices"};
     struct child c, d;
     char usage[64];
 

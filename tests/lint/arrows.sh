@@ -38,6 +38,7 @@ alone() {
 alone 'worker/ alone sees Vulkan' '#include.*vulkan' '^worker/'
 alone 'proto/link.c and proto/auth.c alone see ZeroMQ' '#include.*zmq\.h' '^proto/(link|auth)\.c:'
 alone 'proto/wire*.c alone see protobuf-c' '(espalier|ESPALIER)__|Espalier__|pb-c\.h' '^proto/wire[a-z_]*\.[ch]:'
+alone 'cli/line.c alone sees readline' '#include.*readline/' '^cli/line\.c:'
 alone 'coordinator/spm_shim.cc alone sees SentencePiece' '#include.*sentencepiece' '^coordinator/spm_shim\.cc:'
 alone 'coordinator/journal_store.c alone sees SQLite' '#include.*sqlite' '^coordinator/journal_store\.c:'
 exit $n_bad

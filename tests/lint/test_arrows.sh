@@ -38,6 +38,8 @@ bad|shaders/push.h|#include "model/config.h"
 fine|shaders/a.comp|#include "push.h"
 bad|coordinator/a.c|#include <zmq.h>
 bad|proto/wire.c|#include <zmq.h>
+bad|cli/chat.c|#include <readline/readline.h>
+fine|cli/line.c|#include <readline/history.h>
 fine|proto/link.c|#include <zmq.h>
 fine|proto/auth.c|#include <zmq.h>
 bad|proto/link.c|Espalier__Envelope *e;

@@ -1,0 +1,52 @@
+/* What chat.c and chat_command.c share: the session that a user sits in front of. */
+#ifndef ESP_CLI_CHAT_H
+#define ESP_CLI_CHAT_H
+
+#include "cli/answer.h"
+#include "cli/ask.h"
+#include "cli/decoding.h"
+#include "cli/line.h"
+
+struct esp_chat_picture {
+    void *bytes;
+    size_t n_bytes;
+    char *path;
+    char *name; /* for messages that cross the wire */
+};
+
+/** Of the last answer: what /stats tells. */
+struct esp_chat_last {
+    bool any;
+    double load, encode, prefill, decode, queue; /* seconds */
+    uint32_t n_prompt, n_tokens, n_pictures, n_cached, n_rebuilds;
+};
+
+struct esp_chat {
+    struct esp_ask ask; /* the cluster; its pictures are only those of the command line */
+    struct esp_decoding decoding;
+    struct esp_arg decoding_args[ESP_N_DECODING_ARGS]; /* their targets are in decoding */
+    struct esp_answer answer;
+    struct esp_line *line;
+    uint32_t n_pictures;
+    struct esp_chat_picture picture[ESP_MAX_BLOBS]; /* the present ones */
+    struct esp_chat_last last;
+    bool quit;
+};
+
+/** A question about the present pictures, answered on standard output. Errors: as esp_client_ask. */
+esp_status esp_chat_ask(struct esp_chat *chat, const char *prompt, struct esp_err *err);
+
+/** Adds pictures to the present ones, or takes their place. On failure everything stays as it was. */
+esp_status esp_chat_pictures(struct esp_chat *chat, char *const *paths, uint32_t n, bool add,
+                             struct esp_err *err);
+
+/* ---- chat_command.c ---- */
+
+/** A line that begins with a slash. */
+esp_status esp_chat_command(struct esp_chat *chat, const char *line, struct esp_err *err);
+
+/** Completion: struct esp_line_options. */
+enum esp_line_words esp_chat_kind(const char *before);
+const char *esp_chat_word(const char *before, uint32_t i);
+
+#endif

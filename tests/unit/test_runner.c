@@ -17,12 +17,15 @@
 
 #define DEADLINE_MS 60000
 
+static struct esp_shelf *shelf;
+
 static int setup(void **state)
 {
     struct esp_runner *r;
     struct esp_err err;
 
-    if (esp_runner_create(&r, NULL, "w", NULL, &err))
+    if (esp_shelf_create(&shelf, NULL, NULL, NULL, NULL, &err) ||
+        esp_runner_create(&r, shelf, "w", NULL, &err))
         return 1;
     *state = r;
     return 0;
@@ -35,7 +38,16 @@ static int teardown(void **state)
     if (!esp_runner_stop(r, DEADLINE_MS))
         return 1;
     esp_runner_destroy(&r);
+    esp_shelf_destroy(&shelf); /* NULL in a test that has none */
     return 0;
+}
+
+/* One that gets its shelf by a Manifest. */
+static int setup_empty(void **state)
+{
+    struct esp_err err;
+
+    return esp_runner_create((struct esp_runner **)state, NULL, "w", NULL, &err) != 0;
 }
 
 static void push_place(struct esp_runner *r, uint64_t epoch, bool warm, uint32_t kv_tokens)
@@ -232,6 +244,65 @@ static void test_warm_refused(void **state)
     done(work);
 }
 
+static void push_manifest(struct esp_runner *r, char *mark)
+{
+    struct esp_msg msg = {.kind = ESP_MSG_MANIFEST};
+    struct esp_work *work = esp_work_create(&msg);
+
+    assert_non_null(work);
+    assert_int_equal(esp_shelf_create(&work->shelf, NULL, NULL, NULL, NULL, NULL), ESP_OK);
+    work->ck = (struct esp_checkpoint *)mark; /* never looked into */
+    esp_runner_push(r, work);
+}
+
+/* Another checkpoint: what loads is given up, what holds is gone, a purge leaves it in the queue, and the one before comes
+ * back. */
+static void test_manifest(void **state)
+{
+    struct esp_runner *r = *state;
+    char marks[4];
+    struct esp_work *work;
+
+    push_manifest(r, &marks[0]);
+    push_place(r, 1, false, FAKE_KV_SLOW);
+    work = take(r, NULL);
+    assert_int_equal(work->msg.kind, ESP_MSG_MANIFEST);
+    assert_int_equal(work->status, ESP_OK);
+    assert_null(work->ck);
+    done(work);
+    for (bool loading = false; !loading;) {
+        struct pollfd p = {.fd = esp_runner_fd(r), .events = POLLIN};
+        assert_int_equal(poll(&p, 1, DEADLINE_MS), 1);
+        work = esp_runner_take(r);
+        loading = work && work->msg.kind == ESP_MSG_LOADING;
+        esp_work_destroy(&work);
+    }
+    push_manifest(r, &marks[1]);
+    push_manifest(r, &marks[2]);
+    push_place(r, 2, false, 64);
+    esp_runner_purge(r);
+    push_place(r, 3, false, 64);
+    take_place(r, 1, ESP_E_CANCELLED);
+    for (int i = 0; i < 2; i++) {
+        work = take(r, NULL);
+        assert_int_equal(work->msg.kind, ESP_MSG_MANIFEST);
+        assert_ptr_equal(work->ck, &marks[i]);
+        done(work);
+    }
+    take_place(r, 3, ESP_OK);
+    push_place(r, 4, true, FAKE_KV_SLOW);
+    push_manifest(r, &marks[3]);
+    take_place(r, 4, ESP_E_CANCELLED);
+    work = take(r, NULL);
+    assert_ptr_equal(work->ck, &marks[2]);
+    done(work);
+    push_step(r, 1, 1);
+    work = take(r, NULL);
+    assert_int_equal(work->status, ESP_E_INTERNAL); /* without a stage */
+    done(work);
+    push_manifest(r, &marks[3]); /* not done any more, when the runner is stopped: nothing of it is lost */
+}
+
 /* A placement that still loads is given up for the next one. */
 static void test_cold_superseded(void **state)
 {
@@ -282,6 +353,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_warm_from_slow_disk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_warm_superseded, setup, teardown),
         cmocka_unit_test_setup_teardown(test_warm_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_manifest, setup_empty, teardown),
         cmocka_unit_test_setup_teardown(test_cold_superseded, setup, teardown),
         cmocka_unit_test_setup_teardown(test_warm_device_lost, setup, teardown),
     };

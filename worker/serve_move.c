@@ -143,15 +143,17 @@ static void ask(struct esp_serve *s, struct esp_move *m)
 
 bool esp_serve_pump_moves(struct esp_serve *s)
 {
-    struct esp_move *m = current(s);
+    struct esp_move *m;
     struct esp_err err;
+    esp_status st;
     bool waiting = false;
 
     for (struct esp_move *i = s->moves; i; i = i->next) {
-        while (esp_outbox_flush(&i->box, &err) != ESP_OK)
-            esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " send_failed cause=\"%s\"", s->epoch, err.text);
+        while ((st = esp_outbox_flush(&i->box, &err)) != ESP_OK)
+            fail_move(s, i, st, err.text);
         waiting |= i->box.n_pending > 0;
     }
+    m = current(s);
     if (m && !m->asked && m->box.n_pending < PIECES_WAITING)
         ask(s, m);
     return waiting;
@@ -239,8 +241,7 @@ void esp_serve_check_moves(struct esp_serve *s)
         esp_err_prefix(&err, "the worker that layers go to: ");
         esp_outbox_close(&m->box);
         m->asked = false;
-        if (!m->done)
-            fail_move(s, m, ESP_E_ARG, err.text);
+        fail_move(s, m, ESP_E_ARG, err.text); /* also if all had been handed over: none of it arrived */
     }
 }
 

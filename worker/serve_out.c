@@ -24,11 +24,17 @@ void esp_serve_post(struct esp_serve *s, struct esp_outbox *box, const struct es
         return;
     esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " send_failed kind=%s cause=\"%s\"", s->epoch,
             esp_msg_name(msg->kind), err.text);
+    if (msg->kind == ESP_MSG_ERROR)
+        return;
+    if (owner && owner->export) { /* a piece of a move: what it was for cannot come about */
+        esp_serve_tell_error(s, st, err.text, 0, 0);
+        return;
+    }
     if (owner && owner->msg.kind == ESP_MSG_STEP)
         step = owner->msg.step.id;
     else if (owner && owner->msg.kind == ESP_MSG_ENCODE)
         image = owner->msg.encode.image;
-    if (msg->kind != ESP_MSG_ERROR && (step || image))
+    if (step || image)
         esp_serve_tell_error(s, st, err.text, step, image);
 }
 
@@ -74,7 +80,7 @@ void esp_serve_post_tensor(struct esp_serve *s, struct esp_outbox *box, const st
 
     if (!blob) {
         esp_serve_tell_error(s, ESP_E_NOMEM, "out of memory", msg->kind == ESP_MSG_STEP ? msg->step.id : 0,
-                             msg->kind == ESP_MSG_ENCODE ? msg->encode.image : 0);
+                             msg->kind == ESP_MSG_ENCODE && !owner->export ? msg->encode.image : 0);
         return;
     }
     *data = NULL;

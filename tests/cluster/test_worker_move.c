@@ -546,6 +546,64 @@ static void test_echo(void **state)
     assert_int_equal(echo, 4711);
 }
 
+/* Who takes layers may be slow: what waits for him waits in the cache, the worker answers meanwhile, and in the end all of
+ * it has come in order. */
+static void test_slow_receiver(void **state)
+{
+    enum { N = 4096, BLOCKS = N / FAKE_BLOCK_TOKENS };
+    static const struct cut one = {{0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}}, none = {{0}, {0}, {0}, {0}};
+    static int32_t ids[N];
+    struct rig *rig = *state;
+    struct esp_link *sink;
+    struct esp_msg msg;
+    uint32_t layer = 0, next = 0;
+
+    rig_join(rig, 1);
+    assert_int_equal(
+        esp_link_create(&sink, rig->net, &(struct esp_link_options){.type = ESP_LINK_SERVE, .hwm = 1}, NULL),
+        ESP_OK);
+    snprintf(rig->w[2].bind, sizeof rig->w[2].bind, "ipc://%s/sink", rig->dir);
+    strcpy(rig->w[2].endpoint, rig->w[2].bind);
+    assert_int_equal(esp_link_bind(sink, rig->w[2].endpoint, false, NULL, NULL), ESP_OK);
+    place(rig, 0, &one, 1, 0, 0, false);
+    take_ready(rig, 1, 1);
+    rig_send_rows(rig, 0, 1, 1, 9, 0, ids, N);
+    rig_take_result(rig, 0, 1, 1);
+    place(rig, 0, &none, 2, 1, 1, false);
+    take_ready(rig, 2, 1);
+    send_move(rig, 0, 2, 0, N_DEC, 2, NULL, 0);
+    rig_expect_silence(rig, 500);
+    assert_int_equal(rig_count_log(rig, " moved to="),
+                     0); /* 1536 pieces of 3 KiB are more than sockets hold */
+    rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_HEARTBEAT, .heartbeat = {.stamp = 5}});
+    do {
+        rig_take(rig, 0, ESP_MSG_HEARTBEAT, &msg);
+        next = (uint32_t)msg.heartbeat.echo;
+        esp_msg_finish(&msg);
+    } while (next != 5);
+    for (next = 0; layer < N_DEC;) {
+        struct esp_err err;
+        esp_status st;
+
+        while ((st = esp_link_recv(sink, &(struct esp_peer){0}, &msg, &err)) == ESP_E_TIMEOUT)
+            assert_int_equal(esp_link_wait(&(struct esp_wait){.link = sink}, 1, RIG_DEADLINE_MS, NULL),
+                             ESP_OK);
+        assert_int_equal(st, ESP_OK);
+        assert_int_equal(msg.kind, ESP_MSG_KV_BLOCKS);
+        assert_int_equal(msg.kv_blocks.layer, layer);
+        assert_int_equal(msg.kv_blocks.first, next);
+        assert_int_equal(msg.kv_blocks.total_blocks, BLOCKS);
+        next += msg.kv_blocks.n_blocks;
+        if (next == BLOCKS) {
+            layer++;
+            next = 0;
+        }
+        esp_msg_finish(&msg);
+    }
+    rig_expect_log(rig, " moved to=", 1);
+    esp_link_destroy(&sink);
+}
+
 /* ---- what must be refused ---- */
 
 static void test_wrong_carry(void **state)
@@ -811,10 +869,18 @@ static void test_unfinished(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_RIG(test_drain),          WITH_RIG(test_random_moves),         WITH_RIG(test_join),
-        WITH_RIG(test_warm_trouble),   WITH_RIG(test_coordinator_restarts), WITH_RIG(test_echo),
-        WITH_RIG(test_wrong_carry),    WITH_RIG(test_wrong_moves),          WITH_RIG(test_before_all_is_here),
-        WITH_RIG(test_hostile_blocks), WITH_RIG(test_unfinished),
+        WITH_RIG(test_drain),
+        WITH_RIG(test_random_moves),
+        WITH_RIG(test_join),
+        WITH_RIG(test_warm_trouble),
+        WITH_RIG(test_coordinator_restarts),
+        WITH_RIG(test_echo),
+        WITH_RIG(test_slow_receiver),
+        WITH_RIG(test_wrong_carry),
+        WITH_RIG(test_wrong_moves),
+        WITH_RIG(test_before_all_is_here),
+        WITH_RIG(test_hostile_blocks),
+        WITH_RIG(test_unfinished),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

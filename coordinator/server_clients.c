@@ -7,6 +7,7 @@
 #include "coordinator/server_state.h"
 
 #define TELL_EVERY_S  0.1  /* progress, at most */
+#define TELL_QUEUE_S  1.0  /* places in the queue, at most: many wait, and each is counted */
 #define TELL_AT_ALL_S 2.0  /* something, at least: how we notice that a client is gone */
 #define TRACES_WAIT_S 2.0  /* values of other stages may arrive behind the result of the last */
 #define PATIENCE_S    60.0 /* for a client that does not take its answer */
@@ -366,6 +367,8 @@ static void tell_done(struct esp_server *sv, struct esp_session *s, double now)
     esp_session_done_finish(&store);
 }
 
+#define QUEUED "queued"
+
 /* What a session waits for now. */
 static const char *phase(const struct esp_server *sv, const struct esp_session *s, uint64_t *done,
                          uint64_t *total)
@@ -392,7 +395,7 @@ static const char *phase(const struct esp_server *sv, const struct esp_session *
         }
         *done = esp_sched_ahead(sv->sched, s);
         *total = esp_sched_n_queued(sv->sched);
-        return s->rebuild || esp_sched_check(sv->sched, s, NULL) ? "waiting for memory" : "queued";
+        return s->rebuild || esp_sched_check(sv->sched, s, NULL) ? "waiting for memory" : QUEUED;
     case ESP_SESSION_ENCODING:
         for (uint32_t i = 0; i < s->n_images; i++)
             *done += s->features[i]->state == ESP_FEATURE_STORED;
@@ -424,8 +427,10 @@ static void tell_waiting(struct esp_server *sv, struct esp_session *s, double no
     const char *what;
     bool new_what, due;
 
-    if (!anyway && now - s->told_at < TELL_EVERY_S)
-        return; /* before anything is counted for it: many sessions may wait */
+    if (!anyway &&
+        now - s->told_at <
+            (s->state == ESP_SESSION_QUEUED && strcmp(s->what, QUEUED) == 0 ? TELL_QUEUE_S : TELL_EVERY_S))
+        return;
     what = phase(sv, s, &done, &total);
     if (!what)
         return;

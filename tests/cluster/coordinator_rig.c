@@ -473,6 +473,9 @@ static void on_place(struct rig *rig, int i, const struct esp_msg_place *p)
         drop_seqs(rig);
     rig->last_step = 0;
 known:
+    if (w->till_place)
+        rig_drop_held(rig, i);
+    w->till_place = false;
     w->place = *p;
     w->n_places++;
     w->n_moves = 0;

@@ -45,6 +45,7 @@ struct rig_worker {
     bool hold_moves;              /* sends nothing of what it is told to move */
     esp_status refuse_warm;       /* answers a Place(warm) so */
     bool hold_work;               /* keeps Encode and Step in `held` */
+    bool till_place;              /* but only until it is placed anew: then it forgets them */
     uint32_t n_does;              /* the how manieth piece of work from now it begins that with; 0: none */
     struct esp_msg_verify verify; /* the last one; the test answers it */
     uint32_t kv_blocks;

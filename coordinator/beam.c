@@ -1,58 +1,9 @@
-#include "coordinator/beam.h"
+#include "coordinator/beam_state.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/*
- * Sequences share their beginnings, so they are kept as a tree: a node is a token and its parent. A step
- * writes its nodes behind the last committed one and commits by moving n_node, so that a step that fails
- * leaves nothing behind.
- */
-#define NO_NODE UINT32_MAX
-
-struct node {
-    uint32_t parent, token;
-    double logprob;
-};
-
-struct live {
-    uint32_t node; /* NO_NODE: nothing generated yet */
-    double sum;
-};
-
-struct finished {
-    uint32_t node, n_tok;
-    bool has_eos;
-    double sum, score;
-};
-
-struct cand {
-    double sum, logprob;
-    uint32_t parent, token;
-};
-
-struct esp_beam {
-    struct esp_beam_params par; /* eos and ban point to our copies */
-    uint32_t *eos, *ban;        /* ban: rising */
-    uint32_t n_keep;            /* continuations ranked in a step */
-    uint32_t n_step;            /* steps done: length of the living sequences */
-    bool done;
-    struct live *live;
-    uint32_t n_live;
-    struct finished *fin; /* by falling score */
-    uint32_t n_fin;
-    struct node *node;
-    uint32_t n_node, cap_node;
-    struct cand *cand;   /* [n_beam * n_keep] of a step, before they are ranked */
-    uint32_t *row_id;    /* [n_keep]: a row's best */
-    float *row_logit;    /* [n_keep] */
-    struct live *t_live; /* a step's new state, until it is committed */
-    struct finished *t_fin;
-    uint32_t *out_id; /* once done: all hypotheses' tokens, one behind the other */
-    double *out_logprob;
-};
 
 static int by_id(const void *a, const void *b)
 {
@@ -62,7 +13,7 @@ static int by_id(const void *a, const void *b)
 
 static int by_rank(const void *a, const void *b)
 {
-    const struct cand *x = a, *y = b;
+    const struct esp_beam_cand *x = a, *y = b;
     if (x->sum != y->sum)
         return x->sum > y->sum ? -1 : 1;
     if (x->parent != y->parent)
@@ -70,7 +21,7 @@ static int by_rank(const void *a, const void *b)
     return x->token < y->token ? -1 : x->token > y->token;
 }
 
-static bool is_eos(const struct esp_beam *beam, uint32_t id)
+bool esp_beam_is_eos(const struct esp_beam *beam, uint32_t id)
 {
     for (uint32_t i = 0; i < beam->par.n_eos; i++)
         if (beam->eos[i] == id)
@@ -86,7 +37,7 @@ static bool is_banned(const struct esp_beam *beam, uint32_t id)
 /* Tokens that may not continue a living sequence: big_vision ends sequences apart from the ranking. */
 static bool is_skipped(const struct esp_beam *beam, uint32_t id)
 {
-    return is_banned(beam, id) || (beam->par.rule == ESP_BEAM_BIG_VISION && is_eos(beam, id));
+    return is_banned(beam, id) || (beam->par.rule == ESP_BEAM_BIG_VISION && esp_beam_is_eos(beam, id));
 }
 
 static esp_status params_check(const struct esp_beam_params *par, struct esp_err *err)
@@ -151,7 +102,7 @@ esp_status esp_beam_create(struct esp_beam **out, const struct esp_beam_params *
     qsort(beam->ban, params->n_ban, sizeof *beam->ban, by_id);
     beam->par.eos = beam->eos;
     beam->par.ban = beam->ban;
-    beam->live[0] = (struct live){.node = NO_NODE};
+    beam->live[0] = (struct esp_beam_live){.node = ESP_BEAM_NO_NODE};
     beam->n_live = 1;
     *out = beam;
     beam = NULL;
@@ -278,11 +229,10 @@ static esp_status rows_check(const struct esp_beam *beam, const struct esp_cand_
     return ESP_OK;
 }
 
-/* Makes room for n more nodes. */
-static esp_status node_reserve(struct esp_beam *beam, uint32_t n, struct esp_err *err)
+esp_status esp_beam_reserve(struct esp_beam *beam, uint32_t n, struct esp_err *err)
 {
     uint32_t cap = beam->cap_node ? beam->cap_node : 256;
-    struct node *grown;
+    struct esp_beam_node *grown;
 
     if (beam->cap_node - beam->n_node >= n)
         return ESP_OK;
@@ -299,12 +249,13 @@ static esp_status node_reserve(struct esp_beam *beam, uint32_t n, struct esp_err
 static uint32_t node_add(struct esp_beam *beam, uint32_t *n_node, uint32_t parent, uint32_t token,
                          double logprob)
 {
-    beam->node[*n_node] = (struct node){.parent = parent, .token = token, .logprob = logprob};
+    beam->node[*n_node] = (struct esp_beam_node){.parent = parent, .token = token, .logprob = logprob};
     return (*n_node)++;
 }
 
 /* Puts f behind all that score at least as much; what falls off the end of the n_beam best is forgotten. */
-static void fin_insert(const struct esp_beam *beam, struct finished *fin, uint32_t *n_fin, struct finished f)
+static void fin_insert(const struct esp_beam *beam, struct esp_beam_finished *fin, uint32_t *n_fin,
+                       struct esp_beam_finished f)
 {
     uint32_t at = *n_fin;
 
@@ -318,14 +269,13 @@ static void fin_insert(const struct esp_beam *beam, struct finished *fin, uint32
     fin[at] = f;
 }
 
-static double score_of(const struct esp_beam *beam, double sum, uint32_t n_tok)
+double esp_beam_score(const struct esp_beam *beam, double sum, uint32_t n_tok)
 {
     return beam->par.rule == ESP_BEAM_HF ? sum / pow(n_tok, beam->par.length_penalty) : sum;
 }
 
-/* The final hypotheses' tokens, unrolled from the tree. */
-static esp_status unroll(struct esp_beam *beam, const struct finished *fin, uint32_t n_fin,
-                         struct esp_err *err)
+esp_status esp_beam_unroll(struct esp_beam *beam, const struct esp_beam_finished *fin, uint32_t n_fin,
+                           struct esp_err *err)
 {
     size_t n = 0;
 
@@ -365,11 +315,11 @@ static void end_here(struct esp_beam *beam, const struct esp_cand_row *rows, uin
             lp = esp_cand_logprob(&rows[r], rows[r].full ? rows[r].full[id] : rows[r].target_logit);
             sum = beam->live[r].sum + lp;
             fin_insert(beam, beam->t_fin, n_fin,
-                       (struct finished){.node = node_add(beam, n_node, beam->live[r].node, id, lp),
-                                         .n_tok = n_tok,
-                                         .has_eos = true,
-                                         .sum = sum,
-                                         .score = sum});
+                       (struct esp_beam_finished){.node = node_add(beam, n_node, beam->live[r].node, id, lp),
+                                                  .n_tok = n_tok,
+                                                  .has_eos = true,
+                                                  .sum = sum,
+                                                  .score = sum});
         }
     }
 }
@@ -387,7 +337,7 @@ esp_status esp_beam_step(struct esp_beam *beam, struct esp_beam_next *next, uint
     *done = false;
     st = rows_check(beam, rows, n_rows, err);
     if (!st)
-        st = node_reserve(beam, n_beam * (2 + ESP_BEAM_MAX_EOS), err);
+        st = esp_beam_reserve(beam, n_beam * (2 + ESP_BEAM_MAX_EOS), err);
     if (st)
         return st;
 
@@ -395,7 +345,7 @@ esp_status esp_beam_step(struct esp_beam *beam, struct esp_beam_next *next, uint
         uint32_t n = row_best(beam, &rows[r]);
         for (uint32_t i = 0; i < n; i++) {
             double lp = esp_cand_logprob(&rows[r], beam->row_logit[i]);
-            beam->cand[n_cand++] = (struct cand){
+            beam->cand[n_cand++] = (struct esp_beam_cand){
                 .sum = beam->live[r].sum + lp, .logprob = lp, .parent = r, .token = beam->row_id[i]};
         }
     }
@@ -407,20 +357,20 @@ esp_status esp_beam_step(struct esp_beam *beam, struct esp_beam_next *next, uint
     if (!hf)
         end_here(beam, rows, n_tok, &n_node, &n_fin);
     for (uint32_t i = 0; i < n_cand; i++) {
-        const struct cand *c = &beam->cand[i];
-        bool eos = hf && is_eos(beam, c->token);
+        const struct esp_beam_cand *c = &beam->cand[i];
+        bool eos = hf && esp_beam_is_eos(beam, c->token);
         if (hf && (eos || last) && i < n_beam)
             fin_insert(beam, beam->t_fin, &n_fin,
-                       (struct finished){
+                       (struct esp_beam_finished){
                            .node = node_add(beam, &n_node, beam->live[c->parent].node, c->token, c->logprob),
                            .n_tok = n_tok,
                            .has_eos = eos,
                            .sum = c->sum,
-                           .score = score_of(beam, c->sum, n_tok)});
+                           .score = esp_beam_score(beam, c->sum, n_tok)});
         if (eos || n_live == n_beam)
             continue;
         next[n_live] = (struct esp_beam_next){.parent = c->parent, .token = c->token};
-        beam->t_live[n_live++] = (struct live){
+        beam->t_live[n_live++] = (struct esp_beam_live){
             .node = node_add(beam, &n_node, beam->live[c->parent].node, c->token, c->logprob), .sum = c->sum};
     }
     if (n_live == 0 && n_fin == 0)
@@ -428,18 +378,18 @@ esp_status esp_beam_step(struct esp_beam *beam, struct esp_beam_next *next, uint
     if (!hf && last && n_fin == 0) /* nothing may end: what lives is the answer */
         for (uint32_t i = 0; i < n_live; i++)
             fin_insert(beam, beam->t_fin, &n_fin,
-                       (struct finished){.node = beam->t_live[i].node,
-                                         .n_tok = n_tok,
-                                         .sum = beam->t_live[i].sum,
-                                         .score = beam->t_live[i].sum});
+                       (struct esp_beam_finished){.node = beam->t_live[i].node,
+                                                  .n_tok = n_tok,
+                                                  .sum = beam->t_live[i].sum,
+                                                  .score = beam->t_live[i].sum});
     if (n_live == 0)
         over = true;
     else if (hf && n_fin == n_beam)
-        over = over || !(score_of(beam, beam->t_live[0].sum, n_tok) > beam->t_fin[n_fin - 1].score);
+        over = over || !(esp_beam_score(beam, beam->t_live[0].sum, n_tok) > beam->t_fin[n_fin - 1].score);
     else if (!hf && n_fin > 0)
         over = over || !(beam->t_live[0].sum > beam->t_fin[0].sum);
     if (over) {
-        st = unroll(beam, beam->t_fin, n_fin, err);
+        st = esp_beam_unroll(beam, beam->t_fin, n_fin, err);
         if (st)
             return st;
     }

@@ -29,6 +29,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "coordinator/bytes.h"
 #include "coordinator/sample.h"
 #include "proto/status.h"
 
@@ -112,5 +113,25 @@ struct esp_beam_hyp {
  * others are the next best of those that ended before it stopped.
  */
 bool esp_beam_result(const struct esp_beam *beam, uint32_t i, struct esp_beam_hyp *out);
+
+/* ---- state as bytes (beam_save.c) ---- */
+
+/**
+ * Appends what has come since *n_saved nodes of the tree were saved (0: all), and the state at present; moves *n_saved.
+ */
+void esp_beam_save(const struct esp_beam *beam, uint32_t *n_saved, struct esp_bytes *out);
+
+/**
+ * Takes what one esp_beam_save has written; the search must be new, or have taken those before it. After the last one
+ * comes esp_beam_load_end with the steps taken and whether the search was over: then it goes on as the saved one
+ * would have. The bytes may be anything. Errors: ESP_E_FORMAT, ESP_E_NOMEM: the search is then good for
+ * nothing but esp_beam_destroy.
+ */
+esp_status esp_beam_load(struct esp_beam *beam, struct esp_reader *in, struct esp_err *err);
+esp_status esp_beam_load_end(struct esp_beam *beam, uint32_t n_step, bool done, struct esp_err *err);
+
+/** Of a search that was loaded: the last token of living sequence i; nodes of the tree. */
+uint32_t esp_beam_last(const struct esp_beam *beam, uint32_t i);
+uint32_t esp_beam_n_nodes(const struct esp_beam *beam);
 
 #endif

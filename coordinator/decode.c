@@ -360,8 +360,8 @@ static void go_on(struct esp_decode *d, uint32_t n, const uint32_t *sample)
     d->n_live = n;
 }
 
-static esp_status keep(struct esp_decode_sample *s, bool is_id, uint32_t id, double logprob,
-                       struct esp_err *err)
+esp_status esp_decode_keep(struct esp_decode_sample *s, bool is_id, uint32_t id, double logprob,
+                           struct esp_err *err)
 {
     if (s->n_logprobs == s->n_cap) {
         const uint32_t n_cap = s->n_cap ? 2 * s->n_cap : 64;
@@ -389,16 +389,15 @@ static esp_status take_score(struct esp_decode *d, const struct esp_cand_row *ca
     esp_status st = ESP_OK;
 
     for (uint32_t i = 0; !st && i < n; i++)
-        st = keep(&d->sample[0], i < d->n_suffix, cand[i].target,
-                  esp_cand_logprob(&cand[i], cand[i].target_logit), err);
+        st = esp_decode_keep(&d->sample[0], i < d->n_suffix, cand[i].target,
+                             esp_cand_logprob(&cand[i], cand[i].target_logit), err);
     d->sample[0].eos = n > d->n_suffix;
     d->n_chosen += n;
     d->done = true;
     return st;
 }
 
-/* Best first, by the mean log-probability. */
-static void rank(struct esp_decode *d)
+void esp_decode_rank(struct esp_decode *d)
 {
     struct esp_sampled s[ESP_DECODE_MAX_SEQS];
 
@@ -435,7 +434,7 @@ static esp_status take_samples(struct esp_decode *d, const struct esp_cand_row *
         if (st)
             return st;
         s->eos = d->has_eos && id == d->eos;
-        st = keep(s, !s->eos, id, logprob, err);
+        st = esp_decode_keep(s, !s->eos, id, logprob, err);
         if (st)
             return st;
         if (s->eos || s->n_logprobs == d->max_tokens)
@@ -446,7 +445,7 @@ static esp_status take_samples(struct esp_decode *d, const struct esp_cand_row *
     }
     d->done = n == 0;
     if (d->done)
-        rank(d);
+        esp_decode_rank(d);
     else
         go_on(d, n, sample);
     return ESP_OK;

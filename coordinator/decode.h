@@ -142,4 +142,30 @@ bool esp_decode_hyp(const struct esp_decode *d, uint32_t i, struct esp_decode_hy
 /** Sequences the workers may hold for it: what a Release must name. Borrowed. */
 const uint64_t *esp_decode_held(const struct esp_decode *d, uint32_t *n);
 
+/* ---- state as records (decode_save.c) ---- */
+
+/** What of a decoder has been saved; zeros: nothing. */
+struct esp_decode_mark {
+    uint32_t n_steps, n_nodes;
+};
+
+/**
+ * What has been chosen since *mark, as a record; moves *mark. A decoder that is given all records goes on as this one
+ * would. What a rebuild brings back is no part of it.
+ * @param record  malloc'ed, the caller's; NULL if there is nothing new
+ * Errors: ESP_E_NOMEM, and *mark stays.
+ */
+esp_status esp_decode_save(const struct esp_decode *d, struct esp_decode_mark *mark, uint8_t **record,
+                           size_t *n_bytes, struct esp_err *err);
+
+/**
+ * Takes the records of a decoder with the same parameters, one behind the other; *mark is where they end. The decoder
+ * must be new. It has then chosen everything, and its sequences are nowhere: unless it is done (esp_decode_done)
+ * esp_decode_rebuild comes next. The bytes may be anything.
+ * Errors: ESP_E_FORMAT, ESP_E_NOMEM: the decoder is then good for nothing but esp_decode_destroy.
+ */
+esp_status esp_decode_load(struct esp_decode *d, const uint8_t *records, size_t n_bytes,
+                           struct esp_decode_mark *mark, struct esp_err *err);
+bool esp_decode_done(const struct esp_decode *d);
+
 #endif

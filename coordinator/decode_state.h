@@ -1,4 +1,4 @@
-/* What decode.c and decode_rebuild.c share; nobody else includes it. */
+/* What decode.c, decode_rebuild.c and decode_save.c share; nobody else includes it. */
 #ifndef ESP_COORDINATOR_DECODE_STATE_H
 #define ESP_COORDINATOR_DECODE_STATE_H
 
@@ -64,6 +64,15 @@ struct esp_decode {
     struct esp_decode_sample *sample;
     uint32_t *order; /* n_samples: best first, once done */
 };
+
+/* ---- decode.c ---- */
+
+/** Adds a token, or (is_id false) an end, to what came out. */
+esp_status esp_decode_keep(struct esp_decode_sample *s, bool is_id, uint32_t id, double logprob,
+                           struct esp_err *err);
+
+/** Once done: the samples' order, best first, by the mean log-probability. */
+void esp_decode_rank(struct esp_decode *d);
 
 /* ---- decode_rebuild.c ---- */
 

@@ -31,6 +31,11 @@ static const char usage[] =
     "  --keys DIR         the coordinator's keys, as 'espalier keygen' makes them (OUT/coordinator): every "
     "link is\n"
     "                     encrypted, and only workers and clients in the allow lists get in\n"
+    "  --journal FILE     where sessions are kept over a restart (for tcp, unless its port is *:\n"
+    "                     coordinator-PORT.journal in $STATE_DIRECTORY, $XDG_STATE_HOME/espalier or\n"
+    "                     ~/.local/state/espalier; for ipc: none)\n"
+    "  --no-journal       keep none: a restart loses the sessions, and clients begin anew\n"
+    "  --resume-within S  seconds after a restart within which their clients must come back (120)\n"
     "  --insecure         allow an endpoint that other machines reach, without keys\n"
     "  --die-with-parent  end when the parent process does\n"
     "  --log-level LEVEL  error, warn, info (default), debug or trace\n"
@@ -75,6 +80,9 @@ enum {
     OPT_SOFTCAP,
     OPT_INSECURE,
     OPT_KEYS,
+    OPT_JOURNAL,
+    OPT_NO_JOURNAL,
+    OPT_RESUME,
     OPT_DIE,
     OPT_LEVEL,
     OPT_HELP,
@@ -95,6 +103,9 @@ static const struct option longs[] = {{"model", required_argument, NULL, OPT_MOD
                                       {"final-softcap", no_argument, NULL, OPT_SOFTCAP},
                                       {"insecure", no_argument, NULL, OPT_INSECURE},
                                       {"keys", required_argument, NULL, OPT_KEYS},
+                                      {"journal", required_argument, NULL, OPT_JOURNAL},
+                                      {"no-journal", no_argument, NULL, OPT_NO_JOURNAL},
+                                      {"resume-within", required_argument, NULL, OPT_RESUME},
                                       {"die-with-parent", no_argument, NULL, OPT_DIE},
                                       {"log-level", required_argument, NULL, OPT_LEVEL},
                                       {"help", no_argument, NULL, OPT_HELP},
@@ -157,6 +168,15 @@ static int parse(struct options *o, int argc, char **argv)
         case OPT_KEYS:
             o->server.keys = optarg;
             break;
+        case OPT_JOURNAL:
+            o->server.journal = optarg;
+            break;
+        case OPT_NO_JOURNAL:
+            o->server.no_journal = true;
+            break;
+        case OPT_RESUME:
+            good = parse_u32(&o->server.resume_within_s, optarg, 1);
+            break;
         case OPT_INSECURE:
             o->server.insecure = true;
             break;
@@ -184,6 +204,8 @@ static int parse(struct options *o, int argc, char **argv)
         return usage_error("unexpected argument", argv[optind]);
     if (!o->server.model || !o->server.bind)
         return usage_error("is missing", o->server.model ? "--bind" : "--model");
+    if (o->server.journal && o->server.no_journal)
+        return usage_error("goes against --no-journal", "--journal");
     return -1;
 }
 
@@ -196,6 +218,7 @@ static int stop_descriptor(void)
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is to the journal what a full disk is */
     if (sigprocmask(SIG_BLOCK, &set, NULL) != 0)
         return -1;
     return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);

@@ -107,6 +107,8 @@ esp_status esp_server_create(struct esp_server **out, const struct esp_server_op
         st = esp_supply_create(&sv->supply, sv->ck, fingerprint, &sv->opt.supply, log, err);
     if (!st)
         st = open_link(sv, err);
+    if (!st)
+        st = esp_server_open_journal(sv, err);
     if (st)
         goto done;
     esp_fail(&sv->why, ESP_E_CLOSED, "waiting for workers");
@@ -123,7 +125,9 @@ void esp_server_destroy(struct esp_server **server)
 
     if (!sv)
         return;
-    esp_prepare_destroy(&sv->prepare); /* first: its jobs hold messages of the link */
+    esp_prepare_destroy(
+        &sv->prepare); /* first: its jobs hold messages of the link, and so does the journal */
+    esp_journal_close(&sv->journal);
     for (uint32_t i = 0; i < sv->n_parked; i++)
         esp_msg_finish(&sv->parked[i].msg);
     esp_sched_destroy(&sv->sched);
@@ -282,8 +286,9 @@ static void take_leave(struct esp_server *sv)
         esp_server_tell_worker(sv, esp_roster_at(sv->roster, i), &msg);
     }
     for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
-        if (!s->final_sent && !s->client_gone)
+        if (!s->final_sent && !s->client_gone && !s->away)
             esp_server_tell_error(sv, &s->client, s->request, why.code, why.text);
+    esp_server_journal_farewell(sv);
 }
 
 esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *err)
@@ -293,16 +298,20 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
             sv->cluster_opt.sizing.max_images);
     sv->next_beat = sv->watched_at = esp_server_now();
     for (;;) {
-        struct esp_wait waits[] = {{.link = sv->link},
+        struct esp_wait waits[5] = {{.link = sv->link},
                                    {.fd = esp_prepare_fd(sv->prepare)},
                                    {.fd = stop_fd},
                                    {.fd = esp_supply_fd(sv->supply)}};
+        uint32_t n_waits = 4;
         double wait_s;
         esp_status st;
         double now = esp_server_now();
 
+        if (sv->journal)
+            waits[n_waits++].fd = esp_journal_fd(sv->journal);
         esp_server_watch(sv, now);
         esp_server_watch_verify(sv, now);
+        esp_server_journal(sv, now);
         esp_server_dispatch(sv);
         esp_server_deliver(sv, now);
         wait_s = sv->next_beat - esp_server_now();
@@ -312,7 +321,7 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
             wait_s = sv->next_probe - esp_server_now();
         if (esp_sched_first(sv->sched) && wait_s > LIVELY_MS / 1000.0)
             wait_s = LIVELY_MS / 1000.0;
-        st = esp_link_wait(waits, 4, wait_s > 0 ? (int)ceil(wait_s * 1000) : 0, err);
+        st = esp_link_wait(waits, n_waits, wait_s > 0 ? (int)ceil(wait_s * 1000) : 0, err);
         if (st && st != ESP_E_TIMEOUT)
             return st;
         if (waits[2].ready) {

@@ -122,6 +122,12 @@ static void client_gone(struct esp_server *sv, struct esp_session *s)
     end_as_cancelled(sv, s);
 }
 
+void esp_server_give_up(struct esp_server *sv, struct esp_session *s, const char *why)
+{
+    esp_log(sv->log, ESP_LOG_WARN, "session=%" PRIu64 " given_up why=\"%s\"", s->id, why);
+    client_gone(sv, s);
+}
+
 void esp_server_drop_client(struct esp_server *sv, const struct esp_peer *peer)
 {
     for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
@@ -211,7 +217,21 @@ static esp_status make_decoder(struct esp_server *sv, struct esp_session *s, str
     if (s->trace)
         s->n_traces_due =
             sv->config->text.n_layer + 2 + params.full_first + s->n_images * (sv->config->vision.n_layer + 4);
-    if (esp_sched_is_open(sv->sched))
+    return ESP_OK;
+}
+
+/* The session's decoder, with what was chosen before a restart. */
+static esp_status make_session(struct esp_server *sv, struct esp_session *s, struct esp_prepare_job *job,
+                               double now, struct esp_err *err)
+{
+    esp_status st = make_decoder(sv, s, job, err);
+
+    if (!st && s->records && !esp_server_restore(sv, s, now)) {
+        esp_decode_destroy(&s->decode);
+        esp_detok_destroy(&s->detok);
+        st = make_decoder(sv, s, job, err);
+    }
+    if (!st && esp_sched_is_open(sv->sched) && s->state == ESP_SESSION_PREPARING && !s->rebuild)
         st = esp_sched_check(sv->sched, s, err);
     return st;
 }
@@ -229,12 +249,13 @@ void esp_server_prepared(struct esp_server *sv)
         if (s) {
             s->with_thread = false;
             if (s->state == ESP_SESSION_PREPARING) {
-                if (job->st || make_decoder(sv, s, job, &err)) {
+                if (job->st || make_session(sv, s, job, now, &err)) {
                     esp_sched_end(sv->sched, s, &err, now);
                 } else {
-                    s->state = ESP_SESSION_QUEUED;
+                    if (s->state == ESP_SESSION_PREPARING) /* unless it was restored, and done */
+                        s->state = ESP_SESSION_QUEUED;
                     s->prepared = now;
-                    esp_msg_finish(&job->request);
+                    esp_server_journal_add(sv, s, &job->request);
                     s->job = job;
                     job = NULL;
                 }
@@ -488,7 +509,7 @@ void esp_server_probe_clients(struct esp_server *sv, double now)
 void esp_server_deliver(struct esp_server *sv, double now)
 {
     for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
-        if (!s->client_gone && !s->final_sent)
+        if (!s->client_gone && !s->final_sent && !s->away)
             deliver(sv, s, now);
 }
 

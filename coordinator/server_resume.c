@@ -66,6 +66,7 @@ void esp_server_on_resume(struct esp_server *sv, const struct esp_peer *from,
                 s->id, resume->id, resume->have);
         s->client = *from;
         s->request = resume->id;
+        s->away = false;
     }
     rewind_to(s, resume->have);
     esp_server_tell_soon(s, now);

@@ -3,6 +3,7 @@
 #define ESP_COORDINATOR_SERVER_STATE_H
 
 #include "coordinator/cluster.h"
+#include "coordinator/journal.h"
 #include "coordinator/meter.h"
 #include "coordinator/plan.h"
 #include "coordinator/prepare.h"
@@ -124,6 +125,10 @@ struct esp_server {
     struct esp_err why; /* while not ready: what is missing, or broken */
     uint64_t last_session;
     size_t file_bytes; /* of requests with the preparation thread */
+
+    struct esp_journal *journal; /* NULL: none */
+    uint32_t n_unread;           /* sessions that were left and wait to be read back */
+    bool reading;                /* one is being read */
 
     double started_at;
     struct esp_server_counts counts;
@@ -308,6 +313,9 @@ void esp_server_deliver(struct esp_server *sv, double now);
 /** Something is to be said to this session's client at the next esp_server_deliver, whether it is new or not. */
 void esp_server_tell_soon(struct esp_session *s, double now);
 
+/** A session that was left ends and nobody is told: its client, if it comes, finds it unknown and asks anew. */
+void esp_server_give_up(struct esp_server *sv, struct esp_session *s, const char *why);
+
 /** A value asked for by a session's trace. */
 void esp_server_relay_trace(struct esp_server *sv, struct esp_session *s, const struct esp_msg_trace *trace,
                             const struct esp_blob *blob);
@@ -320,5 +328,25 @@ struct esp_session *esp_server_ticket(const struct esp_server *sv, const uint8_t
 /** A client asks for the rest of its answer. */
 void esp_server_on_resume(struct esp_server *sv, const struct esp_peer *from,
                           const struct esp_msg_resume *resume);
+
+/* ---- server_journal.c ---- */
+
+/** Opens the journal that the options call for and takes over what is in it; after the link is bound. */
+esp_status esp_server_open_journal(struct esp_server *sv, struct esp_err *err);
+
+/** Journals what is new, forgets what is over, goes on reading back. Before esp_server_dispatch, which frees sessions. */
+void esp_server_journal(struct esp_server *sv, double now);
+
+/** A session has been prepared: journals it, if it can be resumed at all. @param request  taken */
+void esp_server_journal_add(struct esp_server *sv, struct esp_session *s, struct esp_msg *request);
+
+/**
+ * A session that was left has been prepared again, and its decoder made: it gets its records. The session is then done,
+ * or about to be rebuilt, or as new. False, with the reason logged: the decoder is spoilt, and it must begin anew.
+ */
+bool esp_server_restore(struct esp_server *sv, struct esp_session *s, double now);
+
+/** The clients that are here have been told that all ends. */
+void esp_server_journal_farewell(struct esp_server *sv);
 
 #endif

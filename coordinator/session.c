@@ -42,6 +42,7 @@ void esp_session_destroy(struct esp_session **session)
     free(s->images);
     free(s->times);
     free(s->token_text);
+    free(s->records);
     free(s);
     *session = NULL;
 }

@@ -78,7 +78,17 @@ struct esp_session {
     uint64_t n_counted;  /* of its tokens, in the scheduler's counts */
     double lost_at;      /* since when it has been kept from going on, seconds; 0: it is going on */
 
+    /* In the journal (server_journal.c). */
+    bool journalled;
+    struct esp_decode_mark saved; /* what of its progress */
+    bool unread;                  /* an earlier coordinator left it, and its files are not read back yet */
+    uint64_t file_bytes;          /* of those */
+    uint8_t *records;             /* read back, until it is prepared again */
+    size_t n_records;
+
     /* Towards the client. */
+    bool away;                        /* not here since the coordinator was restarted ... */
+    double gone_at;                   /* ... and given up then */
     uint8_t ticket[ESP_TICKET_BYTES]; /* who knows it may resume; zeros: nobody */
     bool client_gone;
     bool accepted_sent, final_sent;

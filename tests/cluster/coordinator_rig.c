@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-static long now_ms(void)
+long rig_now_ms(void)
 {
     struct timespec ts;
 
@@ -75,14 +75,13 @@ void rig_start(struct rig *rig, const char *arg, ...)
     }
 }
 
-/* Waits for the end of the coordinator; kills it past the deadline. */
-static void reap(struct rig *rig)
+void rig_reap(struct rig *rig)
 {
-    const long until = now_ms() + RIG_DEADLINE_MS;
+    const long until = rig_now_ms() + RIG_DEADLINE_MS;
     int status = 0;
 
     while (rig->pid && waitpid(rig->pid, &status, WNOHANG) == 0) {
-        if (now_ms() > until)
+        if (rig_now_ms() > until)
             kill(rig->pid, SIGKILL);
         rig_pump(rig, 10);
     }
@@ -93,8 +92,32 @@ static void reap(struct rig *rig)
 int rig_stop(struct rig *rig)
 {
     kill(rig->pid, SIGTERM);
-    reap(rig);
+    rig_reap(rig);
     return rig->exit;
+}
+
+void rig_kill(struct rig *rig)
+{
+    kill(rig->pid, SIGKILL);
+    assert_int_equal(waitpid(rig->pid, NULL, 0), rig->pid);
+    rig->pid = 0;
+}
+
+bool rig_logged(const struct rig *rig, const char *text)
+{
+    static char log[1 << 20];
+    char path[128];
+    FILE *f;
+    size_t n;
+
+    snprintf(path, sizeof path, "%s/log", rig->dir);
+    f = fopen(path, "r");
+    if (!f)
+        return false; /* not begun yet */
+    n = fread(log, 1, sizeof log - 1, f);
+    fclose(f);
+    log[n] = '\0';
+    return strstr(log, text) != NULL;
 }
 
 static void drop_seqs(struct rig *rig)
@@ -594,14 +617,14 @@ void rig_pump(struct rig *rig, int ms)
     struct esp_wait waits[RIG_WORKERS + RIG_CLIENTS] = {0};
     uint32_t n = 0;
 
-    if (now_ms() >= rig->beat_at) {
+    if (rig_now_ms() >= rig->beat_at) {
         for (int i = 0; i < RIG_WORKERS; i++) {
             struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
             msg.heartbeat.epoch = rig->w[i].place.epoch;
             if (rig->w[i].link && rig->w[i].welcome && !rig->w[i].mute)
                 (void)esp_link_send(rig->w[i].link, NULL, &msg, NULL);
         }
-        rig->beat_at = now_ms() + 50;
+        rig->beat_at = rig_now_ms() + 50;
     }
     for (int i = 0; i < RIG_WORKERS; i++)
         if (rig->w[i].link)
@@ -640,10 +663,10 @@ void rig_pump(struct rig *rig, int ms)
 
 void rig_until(struct rig *rig, bool (*cond)(struct rig *rig, void *arg), void *arg, const char *what)
 {
-    const long until = now_ms() + RIG_DEADLINE_MS;
+    const long until = rig_now_ms() + RIG_DEADLINE_MS;
 
     while (!cond(rig, arg)) {
-        if (now_ms() > until)
+        if (rig_now_ms() > until)
             fail_msg("waited in vain: %s", what);
         rig_pump(rig, 20);
     }
@@ -768,7 +791,7 @@ void rig_come_back(struct rig *rig, int i, const uint8_t *ticket, uint64_t id, u
 
 const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind)
 {
-    const long until = now_ms() + RIG_DEADLINE_MS;
+    const long until = rig_now_ms() + RIG_DEADLINE_MS;
     struct rig_client *c = &rig->c[i];
 
     for (;;) {
@@ -784,7 +807,7 @@ const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind)
                 fail_msg("client %d waits for a %s and got a %s", i, esp_msg_name(kind),
                          esp_msg_name(m->kind));
         }
-        if (now_ms() > until)
+        if (rig_now_ms() > until)
             fail_msg("client %d waits in vain for a %s", i, esp_msg_name(kind));
         rig_pump(rig, 20);
     }

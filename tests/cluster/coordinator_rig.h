@@ -82,6 +82,9 @@ struct rig {
     long beat_at;
 };
 
+/** A clock that only goes forward. */
+long rig_now_ms(void);
+
 int rig_setup(void **state);
 int rig_teardown(void **state);
 
@@ -90,6 +93,15 @@ void rig_start(struct rig *rig, const char *arg, ...);
 
 /** Sends it SIGTERM and waits; its exit status. */
 int rig_stop(struct rig *rig);
+
+/** Waits for its end, killing it past the deadline; rig->exit is its status. */
+void rig_reap(struct rig *rig);
+
+/** Kills it at once; it may be started again. Workers must say hello again. */
+void rig_kill(struct rig *rig);
+
+/** True when its log holds the text. */
+bool rig_logged(const struct rig *rig, const char *text);
 
 /** Dials as worker i, "wI", and says hello. */
 void rig_hello(struct rig *rig, int i);

@@ -142,7 +142,9 @@ static void *thread_main(void *arg)
         pthread_mutex_lock(&j->lock);
         while ((item = pop(&batch))) {
             j->n_queued -= item->n_queued;
-            if (item->kind == ITEM_LOAD || (item->st && item->kind != ITEM_FORGET))
+            if (item->kind == ITEM_ADD)
+                esp_msg_finish(&item->request);
+            if (item->kind == ITEM_LOAD || item->kind == ITEM_ADD || (item->st && item->kind != ITEM_FORGET))
                 push(&j->done, item);
             else
                 item_destroy(item);
@@ -357,9 +359,13 @@ bool esp_journal_take(struct esp_journal *j, struct esp_journal_event *event)
     pthread_mutex_unlock(&j->lock);
     if (!item)
         return false;
-    *event = (struct esp_journal_event){
-        .session = item->session, .loaded = item->kind == ITEM_LOAD, .st = item->st, .err = item->err};
-    if (event->loaded && !item->st) {
+    *event = (struct esp_journal_event){.session = item->session,
+                                        .what = item->kind == ITEM_LOAD ? ESP_JOURNAL_LOADED
+                                                : item->st              ? ESP_JOURNAL_LOST
+                                                                        : ESP_JOURNAL_WRITTEN,
+                                        .st = item->st,
+                                        .err = item->err};
+    if (item->kind == ITEM_LOAD && !item->st) {
         event->request = item->request;
         event->records = item->bytes;
         event->n_records = item->n_bytes;

@@ -91,14 +91,20 @@ void esp_journal_forget(struct esp_journal *journal, uint64_t session);
 /** Reads a session that was left: an event comes. Errors: ESP_E_NOMEM. */
 esp_status esp_journal_load(struct esp_journal *journal, uint64_t session, struct esp_err *err);
 
+enum esp_journal_what {
+    ESP_JOURNAL_WRITTEN, /* the session is in the journal from here on */
+    ESP_JOURNAL_LOST,    /* it, or a record of it, could not be written: err says why */
+    ESP_JOURNAL_LOADED   /* the answer to esp_journal_load; err says what is wrong with it, if st is set */
+};
+
 /** What the thread has to tell of a session. */
 struct esp_journal_event {
     uint64_t session;
-    bool loaded;   /* the answer to esp_journal_load; else it could not be written and is not journalled */
-    esp_status st; /* loaded: whether it was; then err says what is wrong with it */
+    enum esp_journal_what what;
+    esp_status st;
     struct esp_err err;
-    struct esp_msg request; /* loaded: with its files; esp_msg_finish it */
-    uint8_t *records;       /* loaded: all of them, one behind the other; free() it; NULL: none */
+    struct esp_msg request; /* LOADED: with its files; esp_msg_finish it */
+    uint8_t *records;       /* LOADED: all of them, one behind the other; free() it; NULL: none */
     size_t n_records;       /* bytes */
 };
 

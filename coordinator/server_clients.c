@@ -502,7 +502,7 @@ static void deliver(struct esp_server *sv, struct esp_session *s, double now)
 void esp_server_probe_clients(struct esp_server *sv, double now)
 {
     for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
-        if (!s->client_gone && !s->final_sent)
+        if (!s->client_gone && !s->final_sent && !s->away)
             tell_waiting(sv, s, now, true);
 }
 

@@ -211,15 +211,23 @@ static void take_events(struct esp_server *sv)
     while (esp_journal_take(sv->journal, &event)) {
         struct esp_session *s = esp_sched_by_id(sv->sched, event.session);
 
-        if (event.loaded) {
+        switch (event.what) {
+        case ESP_JOURNAL_WRITTEN:
+            esp_log(sv->log, ESP_LOG_DEBUG, "session=%" PRIu64 " journalled", event.session);
+            break;
+        case ESP_JOURNAL_LOST:
+            if (s && s->journalled) {
+                esp_journal_forget(sv->journal, s->id);
+                lose(sv, s, event.err.text);
+            }
+            break;
+        case ESP_JOURNAL_LOADED:
             sv->reading = false;
             if (s)
                 on_read(sv, s, &event);
             esp_msg_finish(&event.request);
             free(event.records);
-        } else if (s && s->journalled) {
-            esp_journal_forget(sv->journal, s->id);
-            lose(sv, s, event.err.text);
+            break;
         }
     }
 }

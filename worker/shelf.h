@@ -53,7 +53,7 @@ struct esp_shelf_slice {
 /**
  * Reads about max_bytes of what a coming placement will lack, and returns. A piece may be left in the middle: the next
  * call goes on there, for whatever placement.
- * @param out  also set on ESP_E_TIMEOUT and NULL on no account
+ * @param out  set in any case; zeros where spec was refused
  * Errors: ESP_E_ARG (spec contradicts the model), ESP_E_NOMEM (it does not fit beside what the present stage holds,
  * with both numbers, or the driver has no more: idle pieces are dropped then), ESP_E_TIMEOUT (bytes are not there yet),
  * what `need` said, ESP_E_DEVICE. What was read stays on the shelf.
@@ -75,7 +75,7 @@ uint64_t esp_shelf_beside(const struct esp_shelf *shelf, const struct esp_stage_
 
 /**
  * A stage uses the pieces of `spec` from now on, there or not yet, and takes other_bytes of the device beside them.
- * Idle pieces that leave too little room for it are dropped. esp_piece_plan must have gone well for all of spec.
+ * Idle pieces that leave too little room for it are dropped. esp_shelf_piece must have gone well for all of spec.
  */
 void esp_shelf_use(struct esp_shelf *shelf, const struct esp_stage_spec *spec, uint64_t other_bytes);
 /** Ends that. The device must be done with the stage. */

@@ -299,9 +299,9 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
     sv->next_beat = sv->watched_at = esp_server_now();
     for (;;) {
         struct esp_wait waits[5] = {{.link = sv->link},
-                                   {.fd = esp_prepare_fd(sv->prepare)},
-                                   {.fd = stop_fd},
-                                   {.fd = esp_supply_fd(sv->supply)}};
+                                    {.fd = esp_prepare_fd(sv->prepare)},
+                                    {.fd = stop_fd},
+                                    {.fd = esp_supply_fd(sv->supply)}};
         uint32_t n_waits = 4;
         double wait_s;
         esp_status st;

@@ -16,8 +16,8 @@
 #include "tests/sim/crowd.h"
 
 #define TRIES      3
-#define A_STAGE    4.5    /* sessions: they do not go up evenly */
-#define STEP_S     0.010  /* F */
+#define A_STAGE    4.5     /* sessions: they do not go up evenly */
+#define STEP_S     0.010   /* F */
 #define ROW_S      0.00125 /* R */
 #define N_CLIENTS  8
 #define MAX_STAGES 16
@@ -118,8 +118,8 @@ static void test_equal_stages(void **state)
                 best = m;
         }
         fleet_stop(&f);
-        printf("%6u  %8u  %8.1f  %7.1f  %9.2f  %13.1f  %12.3f\n", n, (uint32_t)(A_STAGE * n), best.tokens, best.bound,
-               best.batch, best.best, best.tokens / best.bound);
+        printf("%6u  %8u  %8.1f  %7.1f  %9.2f  %13.1f  %12.3f\n", n, (uint32_t)(A_STAGE * n), best.tokens,
+               best.bound, best.batch, best.best, best.tokens / best.bound);
         if (best.tokens < 0.9 * best.bound && starved) {
             printf("NOT JUDGED: something else keeps this machine busy, and sleepers wake %.2f ms late\n",
                    1e3 * best.late);

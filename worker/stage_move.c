@@ -223,8 +223,8 @@ void esp_stage_kv_finish(struct esp_stage_kv *piece)
 }
 
 /**
- * n ranges of a device buffer, `each` bytes from at[i] on, to or from the host, where they stand one behind the other. Straight
- * where the buffer is mapped, else through the stage's buffer for rows.
+ * n ranges of a device buffer, `each` bytes from at[i] on, to or from the host, where they stand one behind the other.
+ * Straight where the buffer is mapped, else through the stage's buffer for rows.
  */
 static esp_status haul(struct esp_stage *s, struct esp_buf *dev, const VkDeviceSize *at, uint32_t n,
                        VkDeviceSize each, char *host, bool to_host, struct esp_err *err)

@@ -11,205 +11,11 @@
 
 #include <cmocka.h>
 
-#include "tests/cluster/worker_rig.h"
+#include "tests/cluster/move_rig.h"
 #include "tests/support/fake_stage.h"
 
 #define N_ENC 4
 #define N_DEC 6
-
-/* ---- a coordinator in small ---- */
-
-/** Which layers each worker has. */
-struct cut {
-    uint32_t enc_lo[RIG_WORKERS], enc_hi[RIG_WORKERS], dec_lo[RIG_WORKERS], dec_hi[RIG_WORKERS];
-};
-
-struct moved {
-    uint32_t n_layers, n_images;
-    uint64_t kv_blocks, n_bytes;
-    uint64_t loaded_bytes; /* of weights, for the placement */
-};
-
-static uint32_t max_u32(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
-}
-
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
-static bool has_dec(const struct cut *c, int i)
-{
-    return c->dec_lo[i] < c->dec_hi[i];
-}
-
-/** The worker whose layers begin there; -1: nobody's. */
-static int at_dec(const struct cut *c, uint32_t lo)
-{
-    for (int i = 0; i < RIG_WORKERS; i++)
-        if (has_dec(c, i) && c->dec_lo[i] == lo)
-            return i;
-    return -1;
-}
-
-static int at_enc(const struct cut *c, uint32_t lo)
-{
-    for (int i = 0; i < RIG_WORKERS; i++)
-        if (c->enc_lo[i] < c->enc_hi[i] && c->enc_lo[i] == lo)
-            return i;
-    return -1;
-}
-
-static int last_dec(const struct cut *c)
-{
-    for (int i = 0; i < RIG_WORKERS; i++)
-        if (has_dec(c, i) && c->dec_hi[i] == N_DEC)
-            return i;
-    fail_msg("no head");
-    return -1;
-}
-
-/** What of worker i's decoder layers worker j has then; false: none. */
-static bool passes(const struct cut *from, const struct cut *to, int i, int j, uint32_t *lo, uint32_t *hi)
-{
-    *lo = max_u32(from->dec_lo[i], to->dec_lo[j]);
-    *hi = min_u32(from->dec_hi[i], to->dec_hi[j]);
-    return i != j && has_dec(from, i) && has_dec(to, j) && *lo < *hi;
-}
-
-static void place(struct rig *rig, int i, const struct cut *c, uint64_t epoch, uint64_t carry,
-                  uint32_t n_moves, bool warm)
-{
-    const bool enc = c->enc_lo[i] < c->enc_hi[i], dec = has_dec(c, i);
-    const struct rig_place p = {
-        .epoch = epoch,
-        .enc_lo = c->enc_lo[i],
-        .enc_hi = c->enc_hi[i],
-        .dec_lo = c->dec_lo[i],
-        .dec_hi = c->dec_hi[i],
-        .n_enc = N_ENC,
-        .n_dec = N_DEC,
-        .next_enc = enc && c->enc_hi[i] < N_ENC ? at_enc(c, c->enc_hi[i]) : -1,
-        .features_to = enc && c->enc_hi[i] == N_ENC ? at_dec(c, 0) : -1,
-        .next_dec = dec && c->dec_hi[i] < N_DEC ? at_dec(c, c->dec_hi[i]) : -1,
-    };
-    rig_place_on(rig, i, &p, carry, n_moves, warm);
-}
-
-/** So many Readys; the bytes that were read for them. */
-static uint64_t take_ready(struct rig *rig, uint64_t epoch, int n)
-{
-    uint64_t loaded = 0;
-
-    for (int i = 0; i < n; i++) {
-        struct esp_msg msg;
-
-        rig_take(rig, -1, ESP_MSG_READY, &msg);
-        assert_int_equal(msg.ready.epoch, epoch);
-        loaded += msg.ready.loaded_bytes;
-        esp_msg_finish(&msg);
-    }
-    return loaded;
-}
-
-static void send_move(struct rig *rig, int i, uint64_t epoch, uint32_t lo, uint32_t hi, int to,
-                      const uint64_t *images, uint32_t n_images)
-{
-    const struct esp_msg msg = {.kind = ESP_MSG_MOVE,
-                                .move = {.epoch = epoch,
-                                         .dec_lo = lo,
-                                         .dec_hi = hi,
-                                         .n_images = n_images,
-                                         .images = images,
-                                         .to = rig->w[to].endpoint}};
-    rig_send(rig, i, &msg);
-}
-
-/** Takes Moved and Stored, in whatever order, until so many of each have come. */
-static void take_moved(struct rig *rig, uint64_t epoch, uint32_t n_layers, uint32_t n_images, struct moved *m)
-{
-    memset(m, 0, sizeof *m);
-    while (m->n_layers < n_layers || m->n_images < n_images) {
-        struct esp_peer from;
-        struct esp_msg msg;
-
-        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, RIG_DEADLINE_MS, NULL),
-                         ESP_OK);
-        if (esp_link_recv(rig->link, &from, &msg, NULL))
-            continue;
-        if (msg.kind == ESP_MSG_MOVED) {
-            assert_int_equal(msg.moved.epoch, epoch);
-            m->n_layers++;
-            m->kv_blocks += msg.moved.kv_blocks;
-            m->n_bytes += msg.moved.n_bytes;
-        } else if (msg.kind == ESP_MSG_STORED) {
-            assert_int_equal(msg.stored.epoch, epoch);
-            m->n_images++;
-        } else if (msg.kind != ESP_MSG_HEARTBEAT && msg.kind != ESP_MSG_LOADING) {
-            fail_msg("%s%s%s", esp_msg_name(msg.kind), msg.kind == ESP_MSG_ERROR ? ": " : "",
-                     msg.kind == ESP_MSG_ERROR ? msg.error.text : "");
-        }
-        esp_msg_finish(&msg);
-    }
-    assert_int_equal(m->n_layers, n_layers);
-    assert_int_equal(m->n_images, n_images);
-}
-
-/** From one cut to another with all that lives: Place to everybody, then the Moves. */
-static struct moved replace(struct rig *rig, uint64_t epoch, const struct cut *from, const struct cut *to,
-                            const uint64_t *images, uint32_t n_images)
-{
-    const int embed0 = at_dec(from, 0), embed1 = at_dec(to, 0);
-    uint32_t lo, hi, n_layers = 0;
-    uint64_t loaded_bytes;
-    struct moved m;
-
-    for (int i = 0; i < RIG_WORKERS; i++) {
-        uint32_t n_moves = 0;
-
-        for (int j = 0; j < RIG_WORKERS; j++)
-            n_moves += passes(from, to, i, j, &lo, &hi); /* layer 0 takes the pictures along */
-        place(rig, i, to, epoch, epoch - 1, n_moves, false);
-    }
-    loaded_bytes = take_ready(rig, epoch, RIG_WORKERS);
-    for (int i = 0; i < RIG_WORKERS; i++) {
-        for (int j = 0; j < RIG_WORKERS; j++) {
-            if (!passes(from, to, i, j, &lo, &hi))
-                continue;
-            send_move(rig, i, epoch, lo, hi, j, images, lo == 0 ? n_images : 0);
-            n_layers += hi - lo;
-        }
-    }
-    take_moved(rig, epoch, n_layers, embed0 != embed1 ? n_images : 0, &m);
-    m.loaded_bytes = loaded_bytes;
-    return m;
-}
-
-/** Waits until a worker says that it holds so much. */
-static void expect_held(struct rig *rig, int i, uint64_t epoch, uint32_t n_seqs, uint32_t n_images)
-{
-    for (;;) {
-        struct esp_msg msg;
-        bool is;
-
-        rig_take(rig, i, ESP_MSG_HEARTBEAT, &msg);
-        is = msg.heartbeat.epoch == epoch && msg.heartbeat.n_seqs == n_seqs &&
-             msg.heartbeat.n_images == n_images;
-        esp_msg_finish(&msg);
-        if (is)
-            return;
-    }
-}
-
-static uint64_t rng = 11;
-
-static uint32_t below(uint32_t n)
-{
-    rng = rng * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((rng >> 33) % n);
-}
 
 /** A sequence and all its tokens so far. */
 struct talk {
@@ -219,20 +25,20 @@ struct talk {
 };
 
 /** Gives the sequence n more tokens; what comes back must be what it would be without any move. */
-static void say(struct rig *rig, const struct cut *c, uint64_t epoch, uint64_t step, struct talk *t,
+static void say(struct rig *rig, const struct rig_cut *c, uint64_t epoch, uint64_t step, struct talk *t,
                 uint32_t n)
 {
     const uint32_t pos = t->n;
 
     for (uint32_t i = 0; i < n; i++)
-        t->ids[t->n++] = (int32_t)below(FAKE_VOCAB);
-    rig_send_rows(rig, at_dec(c, 0), epoch, step, t->seq, pos, t->ids + pos, n);
-    assert_true(rig_take_result(rig, last_dec(c), epoch, step) == rig_expected(t->ids, t->n));
+        t->ids[t->n++] = (int32_t)rig_below(FAKE_VOCAB);
+    rig_send_rows(rig, rig_at_dec(c, 0), epoch, step, t->seq, pos, t->ids + pos, n);
+    assert_true(rig_take_result(rig, rig_last_dec(c), epoch, step) == rig_expected(t->ids, t->n));
 }
 
-static const struct cut thirds = {{0, 1, 2}, {1, 2, 4}, {0, 2, 4}, {2, 4, 6}};
-static const struct cut no_middle = {{0, 0, 2}, {2, 0, 4}, {0, 0, 3}, {3, 0, 6}};
-static const struct cut no_first = {{0, 0, 2}, {0, 2, 4}, {0, 0, 3}, {0, 3, 6}};
+static const struct rig_cut thirds = {N_ENC, N_DEC, {0, 1, 2}, {1, 2, 4}, {0, 2, 4}, {2, 4, 6}};
+static const struct rig_cut no_middle = {N_ENC, N_DEC, {0, 0, 2}, {2, 0, 4}, {0, 0, 3}, {3, 0, 6}};
+static const struct rig_cut no_first = {N_ENC, N_DEC, {0, 0, 2}, {0, 2, 4}, {0, 0, 3}, {0, 3, 6}};
 
 /* ---- what must work ---- */
 
@@ -249,14 +55,14 @@ static void test_drain(void **state)
     const int32_t ids[] = {0, 0, 5};
     const struct esp_fork fork = {22, 20};
     struct talk c;
-    struct moved m;
+    struct rig_moved m;
     struct esp_msg msg;
     float first;
 
     rig_join(rig, 3);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &thirds, 1, 0, 0, false);
-    take_ready(rig, 1, 3);
+        rig_put(rig, i, &thirds, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 3);
     rig_send_pixels(rig, 0, 1, image, 0.5f, false);
     rig_take(rig, 0, ESP_MSG_STORED, &msg);
     esp_msg_finish(&msg);
@@ -288,19 +94,19 @@ static void test_drain(void **state)
                       c.ids + 37);
         assert_true(rig_take_result(rig, 2, 1, 4) == rig_expected(c.ids, c.n));
     }
-    expect_held(rig, 1, 1, 4, 0);
+    rig_expect_held(rig, 1, 1, 4, 0);
 
-    m = replace(rig, 2, &thirds, &no_middle, &image, 1);
+    m = rig_replace(rig, 2, &thirds, &no_middle, &image, 1);
     assert_int_equal(m.kv_blocks, 2 * (5 + 1 + 5 + 1));
     assert_int_equal(m.loaded_bytes, (1 + 2) * FAKE_LAYER_BYTES); /* only what changed hands */
     assert_int_equal(m.n_bytes, 2 * (5 + 1 + 5 + 1) * FAKE_BLOCK_TOKENS * FAKE_WIDTH * sizeof(float));
-    expect_held(rig, 1, 2, 0, 0);
-    expect_held(rig, 0, 2, 4, 1);
+    rig_expect_held(rig, 1, 2, 0, 0);
+    rig_expect_held(rig, 0, 2, 4, 1);
     say(rig, &no_middle, 2, 1, &a, 1);
     say(rig, &no_middle, 2, 2, &b, 20);
     say(rig, &no_middle, 2, 3, &c, 2);
 
-    m = replace(rig, 3, &no_middle, &no_first, &image, 1);
+    m = rig_replace(rig, 3, &no_middle, &no_first, &image, 1);
     assert_int_equal(m.n_layers, 3);
     assert_int_equal(m.n_images, 1);
     say(rig, &no_first, 3, 1, &a, 3);
@@ -317,7 +123,7 @@ static void test_drain(void **state)
         assert_true(rig_take_result(rig, 2, 3, 3) == first);
     }
 
-    replace(rig, 4, &no_first, &thirds, &image, 1);
+    rig_replace(rig, 4, &no_first, &thirds, &image, 1);
     say(rig, &thirds, 4, 1, &a, 1);
     say(rig, &thirds, 4, 2, &b, 1);
     say(rig, &thirds, 4, 3, &c, 1);
@@ -326,32 +132,8 @@ static void test_drain(void **state)
 
         rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_RELEASE, .release = {4, 5, 1, seqs, &image}});
         for (int i = 0; i < 3; i++)
-            expect_held(rig, i, 4, 0, 0);
+            rig_expect_held(rig, i, 4, 0, 0);
     }
-}
-
-/** A random cut: the layers of both towers over one to three of the workers, in any order. */
-static struct cut random_cut(void)
-{
-    struct cut c = {{0}, {0}, {0}, {0}};
-    int order[RIG_WORKERS] = {0, 1, 2};
-
-    for (int tower = 0; tower < 2; tower++) {
-        const uint32_t n = tower ? N_DEC : N_ENC;
-        uint32_t *lo = tower ? c.dec_lo : c.enc_lo, *hi = tower ? c.dec_hi : c.enc_hi, at = 0;
-
-        for (int i = RIG_WORKERS - 1; i > 0; i--) {
-            int j = (int)below((uint32_t)i + 1), k = order[i];
-            order[i] = order[j];
-            order[j] = k;
-        }
-        for (int i = 0; i < RIG_WORKERS && at < n; i++) {
-            uint32_t some = i + 1 == RIG_WORKERS ? n - at : 1 + below(n - at);
-            lo[order[i]] = at;
-            hi[order[i]] = at += some;
-        }
-    }
-    return c;
 }
 
 static void test_random_moves(void **state)
@@ -360,35 +142,37 @@ static void test_random_moves(void **state)
     struct rig *rig = *state;
     struct talk t[TALKS] = {{.seq = 1}, {.seq = 2}, {.seq = 3}, {.seq = 4}};
     const uint64_t images[] = {5, 6};
-    struct cut now = random_cut();
+    struct rig_cut now = rig_random_cut(N_ENC, N_DEC);
     uint32_t n_layers = 0;
 
     rig_join(rig, 3);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &now, 1, 0, 0, false);
-    take_ready(rig, 1, 3);
+        rig_put(rig, i, &now, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 3);
     for (uint32_t i = 0; i < 2; i++) {
         struct esp_msg msg;
 
-        rig_send_pixels(rig, at_enc(&now, 0), 1, images[i], (float)i, false);
-        rig_take(rig, at_dec(&now, 0), ESP_MSG_STORED, &msg);
+        rig_send_pixels(rig, rig_at_enc(&now, 0), 1, images[i], (float)i, false);
+        rig_take(rig, rig_at_dec(&now, 0), ESP_MSG_STORED, &msg);
         esp_msg_finish(&msg);
     }
     for (uint64_t epoch = 1; epoch <= ROUNDS; epoch++) {
-        struct cut next = below(5) ? random_cut() : now; /* at times nothing changes but the epoch */
+        struct rig_cut next =
+            rig_below(5) ? rig_random_cut(N_ENC, N_DEC) : now; /* at times nothing changes but the epoch */
 
         for (uint64_t step = 1; step <= 3; step++) {
-            struct talk *one = &t[below(TALKS)];
+            struct talk *one = &t[rig_below(TALKS)];
             if (one->n < 200)
-                say(rig, &now, epoch, step, one, 1 + below(10));
+                say(rig, &now, epoch, step, one, 1 + rig_below(10));
         }
-        n_layers += replace(rig, epoch + 1, &now, &next, images, 2).n_layers;
+        n_layers += rig_replace(rig, epoch + 1, &now, &next, images, 2).n_layers;
         now = next;
         for (int i = 0; i < 3; i++)
-            expect_held(
-                rig, i, epoch + 1,
-                has_dec(&now, i) ? (uint32_t)((t[0].n > 0) + (t[1].n > 0) + (t[2].n > 0) + (t[3].n > 0)) : 0,
-                i == at_dec(&now, 0) ? 2 : 0);
+            rig_expect_held(rig, i, epoch + 1,
+                            rig_has_dec(&now, i)
+                                ? (uint32_t)((t[0].n > 0) + (t[1].n > 0) + (t[2].n > 0) + (t[3].n > 0))
+                                : 0,
+                            i == rig_at_dec(&now, 0) ? 2 : 0);
     }
     assert_true(n_layers > ROUNDS);
 }
@@ -396,29 +180,29 @@ static void test_random_moves(void **state)
 /* A worker that joined late has nothing to carry; it gets layers, loads them ahead, and meanwhile the others work. */
 static void test_join(void **state)
 {
-    static const struct cut two = {{0, 2, 0}, {2, 4, 0}, {0, 3, 0}, {3, 6, 0}};
+    static const struct rig_cut two = {N_ENC, N_DEC, {0, 2, 0}, {2, 4, 0}, {0, 3, 0}, {3, 6, 0}};
     struct rig *rig = *state;
     struct talk a = {.seq = 9};
     struct esp_msg msg;
 
     rig_join(rig, 2);
     for (int i = 0; i < 2; i++)
-        place(rig, i, &two, 1, 0, 0, false);
-    take_ready(rig, 1, 2);
+        rig_put(rig, i, &two, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 2);
     say(rig, &two, 1, 1, &a, 11);
     rig_start(rig, 2);
     rig_welcome(rig, 2);
-    place(rig, 2, &thirds, 2, 1, 0, true);
+    rig_put(rig, 2, &thirds, 2, 1, 0, true);
     rig_take(rig, 2, ESP_MSG_WARMED, &msg);
     assert_int_equal(msg.warmed.epoch, 2);
     assert_int_equal(msg.warmed.loaded_bytes, 6000);
     assert_int_equal(msg.warmed.weight_bytes, 6000);
     esp_msg_finish(&msg);
-    place(rig, 1, &thirds, 2, 1, 0, true); /* one that works gets a warm place too, and goes on */
+    rig_put(rig, 1, &thirds, 2, 1, 0, true); /* one that works gets a warm place too, and goes on */
     rig_take(rig, 1, ESP_MSG_WARMED, &msg);
     esp_msg_finish(&msg);
     say(rig, &two, 1, 2, &a, 1);
-    assert_int_equal(replace(rig, 2, &two, &thirds, NULL, 0).loaded_bytes, 0); /* all was there */
+    assert_int_equal(rig_replace(rig, 2, &two, &thirds, NULL, 0).loaded_bytes, 0); /* all was there */
     say(rig, &thirds, 2, 1, &a, 5);
 }
 
@@ -434,12 +218,12 @@ static void test_warm_trouble(void **state)
                           .features_to = -1,
                           .next_dec = -1,
                           .kv_tokens = FAKE_KV_NOMEM};
-    static const struct cut one = {{0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}};
+    static const struct rig_cut one = {N_ENC, N_DEC, {0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}};
     struct esp_msg msg;
 
     rig_join(rig, 1);
-    place(rig, 0, &one, 1, 0, 0, false);
-    take_ready(rig, 1, 1);
+    rig_put(rig, 0, &one, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 1);
     say(rig, &one, 1, 1, &a, 3);
     rig_place_on(rig, 0, &p, 0, 0, true);
     rig_take_error(rig, 0, ESP_E_NOMEM, "weights: 9999 MiB", 2, 0, 0);
@@ -486,23 +270,23 @@ static void test_warm_trouble(void **state)
  * same number is not this coordinator's. */
 static void test_coordinator_restarts(void **state)
 {
-    static const struct cut one = {{0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}};
+    static const struct rig_cut one = {N_ENC, N_DEC, {0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}};
     struct rig *rig = *state;
     struct talk a = {.seq = 9};
     const int32_t ids[] = {3};
 
     rig->timeout_ms = 1500;
     rig_join(rig, 1);
-    place(rig, 0, &one, 5, 0, 0, false);
-    assert_int_equal(take_ready(rig, 5, 1), (N_ENC + N_DEC) * FAKE_LAYER_BYTES);
+    rig_put(rig, 0, &one, 5, 0, 0, false);
+    assert_int_equal(rig_take_ready(rig, 5, 1), (N_ENC + N_DEC) * FAKE_LAYER_BYTES);
     say(rig, &one, 5, 1, &a, 3);
     rig_close(rig);
     rig_expect_log(rig, "coordinator_lost", 1);
     rig->timeout_ms = RIG_DEADLINE_MS;
     rig_open(rig);
     rig_welcome(rig, 0);
-    place(rig, 0, &one, 1, 0, 0, false);
-    assert_int_equal(take_ready(rig, 1, 1), 0);
+    rig_put(rig, 0, &one, 1, 0, 0, false);
+    assert_int_equal(rig_take_ready(rig, 1, 1), 0);
     a.n = 0;
     say(rig, &one, 1, 1, &a, 3); /* begins empty */
 
@@ -513,8 +297,8 @@ static void test_coordinator_restarts(void **state)
     rig->timeout_ms = 1500;
     rig_start(rig, 0);
     rig_welcome(rig, 0);
-    place(rig, 0, &one, 5, 0, 0, false);
-    take_ready(rig, 5, 1);
+    rig_put(rig, 0, &one, 5, 0, 0, false);
+    rig_take_ready(rig, 5, 1);
     a.n = 0;
     say(rig, &one, 5, 1, &a, 3);
     rig_close(rig);
@@ -522,8 +306,8 @@ static void test_coordinator_restarts(void **state)
     rig->timeout_ms = RIG_DEADLINE_MS;
     rig_open(rig);
     rig_welcome(rig, 0);
-    place(rig, 0, &one, 6, 5, 0, false);
-    assert_int_equal(take_ready(rig, 6, 1), 0);
+    rig_put(rig, 0, &one, 6, 5, 0, false);
+    assert_int_equal(rig_take_ready(rig, 6, 1), 0);
     rig_send_rows(rig, 0, 6, 1, 9, 3, ids, 1);
     rig_take_error(rig, 0, ESP_E_PROTO, "KV of 6 layers has not come yet", 6, 1, 0);
 }
@@ -551,7 +335,8 @@ static void test_echo(void **state)
 static void test_slow_receiver(void **state)
 {
     enum { N = 4096, BLOCKS = N / FAKE_BLOCK_TOKENS };
-    static const struct cut one = {{0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}}, none = {{0}, {0}, {0}, {0}};
+    static const struct rig_cut one = {N_ENC, N_DEC, {0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}},
+                                none = {N_ENC, N_DEC, {0}, {0}, {0}, {0}};
     static int32_t ids[N];
     struct rig *rig = *state;
     struct esp_link *sink;
@@ -565,13 +350,13 @@ static void test_slow_receiver(void **state)
     snprintf(rig->w[2].bind, sizeof rig->w[2].bind, "ipc://%s/sink", rig->dir);
     strcpy(rig->w[2].endpoint, rig->w[2].bind);
     assert_int_equal(esp_link_bind(sink, rig->w[2].endpoint, false, NULL, NULL), ESP_OK);
-    place(rig, 0, &one, 1, 0, 0, false);
-    take_ready(rig, 1, 1);
+    rig_put(rig, 0, &one, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 1);
     rig_send_rows(rig, 0, 1, 1, 9, 0, ids, N);
     rig_take_result(rig, 0, 1, 1);
-    place(rig, 0, &none, 2, 1, 1, false);
-    take_ready(rig, 2, 1);
-    send_move(rig, 0, 2, 0, N_DEC, 2, NULL, 0);
+    rig_put(rig, 0, &none, 2, 1, 1, false);
+    rig_take_ready(rig, 2, 1);
+    rig_send_move(rig, 0, 2, 0, N_DEC, 2, NULL, 0);
     rig_expect_silence(rig, 500);
     assert_int_equal(rig_count_log(rig, " moved to="),
                      0); /* 1536 pieces of 3 KiB are more than sockets hold */
@@ -608,7 +393,7 @@ static void test_slow_receiver(void **state)
 
 static void test_wrong_carry(void **state)
 {
-    static const struct cut one = {{0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}};
+    static const struct rig_cut one = {N_ENC, N_DEC, {0, 0, 0}, {4, 0, 0}, {0, 0, 0}, {6, 0, 0}};
     struct rig *rig = *state;
     struct talk a = {.seq = 9};
     struct rig_place slow = {.epoch = 7,
@@ -620,20 +405,20 @@ static void test_wrong_carry(void **state)
                              .kv_tokens = FAKE_KV_SLOW};
 
     rig_join(rig, 1);
-    place(rig, 0, &one, 2, 0, 0, false);
-    take_ready(rig, 2, 1);
-    place(rig, 0, &one, 4, 3, 0, false);
+    rig_put(rig, 0, &one, 2, 0, 0, false);
+    rig_take_ready(rig, 2, 1);
+    rig_put(rig, 0, &one, 4, 3, 0, false);
     rig_take_error(rig, 0, ESP_E_PROTO, "epoch 3 is to be carried on, here is 2", 4, 0, 0);
-    place(rig, 0, &one, 5, 4, 0, false); /* what failed cannot be carried on either */
+    rig_put(rig, 0, &one, 5, 4, 0, false); /* what failed cannot be carried on either */
     rig_take_error(rig, 0, ESP_E_PROTO, "but this worker is not placed", 5, 0, 0);
-    place(rig, 0, &one, 6, 0, 0, false);
-    take_ready(rig, 6, 1);
+    rig_put(rig, 0, &one, 6, 0, 0, false);
+    rig_take_ready(rig, 6, 1);
     say(rig, &one, 6, 1, &a, 3);
     rig_place(rig, 0, &slow);
-    place(rig, 0, &one, 8, 7, 0, false);
+    rig_put(rig, 0, &one, 8, 7, 0, false);
     rig_take_error(rig, 0, ESP_E_PROTO, "but this worker is loading", 8, 0, 0);
-    place(rig, 0, &one, 9, 0, 0, false);
-    take_ready(rig, 9, 1);
+    rig_put(rig, 0, &one, 9, 0, 0, false);
+    rig_take_ready(rig, 9, 1);
     a.n = 0;
     say(rig, &one, 9, 1, &a, 3); /* begins empty */
 }
@@ -647,37 +432,37 @@ static void test_wrong_moves(void **state)
 
     rig_join(rig, 3);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &thirds, 1, 0, 0, false);
-    take_ready(rig, 1, 3);
+        rig_put(rig, i, &thirds, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 3);
     say(rig, &thirds, 1, 1, &a, 9);
-    send_move(rig, 1, 1, 2, 3, 0, NULL, 0);
+    rig_send_move(rig, 1, 1, 2, 3, 0, NULL, 0);
     rig_take_error(rig, 1, ESP_E_PROTO, "a move more than the 0 that were announced", 1, 0, 0);
-    send_move(rig, 1, 2, 2, 3, 0, NULL, 0);
+    rig_send_move(rig, 1, 2, 2, 3, 0, NULL, 0);
     rig_expect_log(rig, "move of epoch 2, placed is 1", 1);
 
     for (int i = 0; i < 3; i++) /* w1 keeps what it gives away for two moves */
-        place(rig, i, &no_middle, 2, 1, i == 1 ? 2 : 0, false);
-    take_ready(rig, 2, 3);
-    assert_true(passes(&thirds, &no_middle, 1, 0, &lo, &hi));
-    send_move(rig, 1, 2, 5, 6, 0, NULL, 0);
+        rig_put(rig, i, &no_middle, 2, 1, i == 1 ? 2 : 0, false);
+    rig_take_ready(rig, 2, 3);
+    assert_true(rig_passes(&thirds, &no_middle, 1, 0, &lo, &hi));
+    rig_send_move(rig, 1, 2, 5, 6, 0, NULL, 0);
     rig_take_error(rig, 1, ESP_E_PROTO, "no KV of layer 5", 2, 0, 0);
-    send_move(rig, 1, 2, 0, 0, 0, &image, 1);
+    rig_send_move(rig, 1, 2, 0, 0, 0, &image, 1);
     rig_take_error(rig, 1, ESP_E_PROTO, "image 5 is not here", 2, 0, 0);
-    send_move(rig, 1, 2, 2, 3, 0, NULL, 0);
+    rig_send_move(rig, 1, 2, 2, 3, 0, NULL, 0);
     rig_take_error(rig, 1, ESP_E_PROTO, "a move more than the 2", 2, 0, 0);
-    send_move(rig, 0, 2, 0, 1, 1, NULL, 0);
+    rig_send_move(rig, 0, 2, 0, 1, 1, NULL, 0);
     rig_take_error(rig, 0, ESP_E_PROTO, "a move more than the 0", 2, 0, 0);
 
     { /* the placement is void; a new one, without what was lost, works */
         for (int i = 0; i < 3; i++)
-            place(rig, i, &thirds, 3, 0, 0, false);
-        take_ready(rig, 3, 3);
+            rig_put(rig, i, &thirds, 3, 0, 0, false);
+        rig_take_ready(rig, 3, 3);
         a.n = 0;
         say(rig, &thirds, 3, 1, &a, 2);
         for (int i = 0; i < 3; i++) /* nor can a layer be moved that was not given away */
-            place(rig, i, &no_middle, 4, 3, i == 0 ? 1 : 0, false);
-        take_ready(rig, 4, 3);
-        send_move(rig, 0, 4, 0, 1, 2, NULL, 0);
+            rig_put(rig, i, &no_middle, 4, 3, i == 0 ? 1 : 0, false);
+        rig_take_ready(rig, 4, 3);
+        rig_send_move(rig, 0, 4, 0, 1, 2, NULL, 0);
         rig_take_error(rig, 0, ESP_E_PROTO, "decoder layer 0 was not given away", 4, 0, 0);
     }
 }
@@ -689,38 +474,38 @@ static void test_before_all_is_here(void **state)
     struct talk a = {.seq = 9}, b = {.seq = 10};
     const int32_t ids[] = {3};
     const uint64_t gone[] = {10};
-    struct moved m;
+    struct rig_moved m;
 
     rig_join(rig, 3);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &thirds, 1, 0, 0, false);
-    take_ready(rig, 1, 3);
+        rig_put(rig, i, &thirds, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 3);
     say(rig, &thirds, 1, 1, &a, 9);
     say(rig, &thirds, 1, 2, &b, 3);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &no_middle, 2, 1, i == 1 ? 2 : 0, false);
-    take_ready(rig, 2, 3);
+        rig_put(rig, i, &no_middle, 2, 1, i == 1 ? 2 : 0, false);
+    rig_take_ready(rig, 2, 3);
     rig_send_rows(rig, 0, 2, 1, 9, 9, ids, 1);
     rig_take_error(rig, 0, ESP_E_PROTO, "KV of 1 layers has not come yet", 2, 1, 0);
     rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_RELEASE, .release = {2, 1, 0, gone, NULL}});
-    place(rig, 0, &thirds, 2, 1, 0, false); /* an old one again: nothing happens */
+    rig_put(rig, 0, &thirds, 2, 1, 0, false); /* an old one again: nothing happens */
     rig_expect_log(rig, "epoch=2 place_ignored", 1);
-    send_move(rig, 1, 2, 2, 3, 0, NULL, 0);
-    take_moved(rig, 2, 1, 0, &m);
+    rig_send_move(rig, 1, 2, 2, 3, 0, NULL, 0);
+    rig_take_moved(rig, 2, 1, 0, &m);
     assert_int_equal(m.kv_blocks, 3);
-    send_move(rig, 1, 2, 3, 4, 2, NULL,
-              0); /* w2 gets the release before this, and its books are whole still */
-    take_moved(rig, 2, 1, 0, &m);
+    rig_send_move(rig, 1, 2, 3, 4, 2, NULL,
+                  0); /* w2 gets the release before this, and its books are whole still */
+    rig_take_moved(rig, 2, 1, 0, &m);
     assert_int_equal(m.kv_blocks, 3);
-    expect_held(rig, 0, 2, 1, 0);
-    expect_held(rig, 2, 2, 1, 0);
+    rig_expect_held(rig, 0, 2, 1, 0);
+    rig_expect_held(rig, 2, 2, 1, 0);
     say(rig, &no_middle, 2, 2, &a, 1);
 
     /* What is not whole cannot be carried on. */
     for (int i = 0; i < 3; i++)
-        place(rig, i, &thirds, 3, 2, i == 1 ? 0 : 1, false);
-    take_ready(rig, 3, 3);
-    place(rig, 1, &no_middle, 4, 3, 0, false);
+        rig_put(rig, i, &thirds, 3, 2, i == 1 ? 0 : 1, false);
+    rig_take_ready(rig, 3, 3);
+    rig_put(rig, 1, &no_middle, 4, 3, 0, false);
     rig_take_error(rig, 1, ESP_E_PROTO, "KV of 2 layers of epoch 3 has not come", 4, 0, 0);
 }
 
@@ -746,7 +531,7 @@ static void test_hostile_blocks(void **state)
     struct rig *rig = *state;
     struct talk a = {.seq = 9};
     struct esp_link *link;
-    struct moved m;
+    struct rig_moved m;
     const struct bad {
         const char *says;
         struct esp_msg_kv_blocks msg;
@@ -768,8 +553,8 @@ static void test_hostile_blocks(void **state)
 
     rig_join(rig, 3);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &thirds, 1, 0, 0, false);
-    take_ready(rig, 1, 3);
+        rig_put(rig, i, &thirds, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 3);
     say(rig, &thirds, 1, 1, &a, 9);
     link = rig_dial(rig, 0, "mallory");
     { /* nothing is carried at all */
@@ -781,8 +566,8 @@ static void test_hostile_blocks(void **state)
         rig_expect_log(rig, "refused from=mallory epoch=1 cause=\"KV of layer 0, which is not waited for", 1);
     }
     for (int i = 0; i < 3; i++)
-        place(rig, i, &no_middle, 2, 1, i == 1 ? 2 : 0, false);
-    take_ready(rig, 2, 3);
+        rig_put(rig, i, &no_middle, 2, 1, i == 1 ? 2 : 0, false);
+    rig_take_ready(rig, 2, 3);
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct esp_msg msg = {.kind = ESP_MSG_KV_BLOCKS, .kv_blocks = bad[i].msg};
 
@@ -798,9 +583,9 @@ static void test_hostile_blocks(void **state)
     }
     rig_expect_silence(rig, 20); /* the coordinator is not bothered */
 
-    send_move(rig, 1, 2, 2, 3, 0, NULL, 0);
-    send_move(rig, 1, 2, 3, 4, 2, NULL, 0);
-    take_moved(rig, 2, 2, 0, &m);
+    rig_send_move(rig, 1, 2, 2, 3, 0, NULL, 0);
+    rig_send_move(rig, 1, 2, 3, 4, 2, NULL, 0);
+    rig_take_moved(rig, 2, 2, 0, &m);
     { /* a layer that is complete is not taken again, be it ever so good */
         struct esp_msg msg = {.kind = ESP_MSG_KV_BLOCKS, .n_blobs = 1};
 
@@ -828,12 +613,12 @@ static void test_unfinished(void **state)
 
     rig_join(rig, 3);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &thirds, 1, 0, 0, false);
-    take_ready(rig, 1, 3);
+        rig_put(rig, i, &thirds, 1, 0, 0, false);
+    rig_take_ready(rig, 1, 3);
     say(rig, &thirds, 1, 1, &a, 17);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &no_middle, 2, 1, 0, false);
-    take_ready(rig, 2, 3);
+        rig_put(rig, i, &no_middle, 2, 1, 0, false);
+    rig_take_ready(rig, 2, 3);
     first = rig_dial(rig, 0, "w1");
     second = rig_dial(rig, 0, "mallory");
     for (int f = 0; f < FAKE_BLOCK_TOKENS * FAKE_WIDTH; f++)
@@ -852,8 +637,8 @@ static void test_unfinished(void **state)
     rig_send_rows(rig, 0, 2, 1, 9, 17, ids, 1);
     rig_take_error(rig, 0, ESP_E_PROTO, "KV of 1 layers has not come yet", 2, 1, 0);
     for (int i = 0; i < 3; i++)
-        place(rig, i, &thirds, 3, 0, 0, false);
-    take_ready(rig, 3, 3);
+        rig_put(rig, i, &thirds, 3, 0, 0, false);
+    rig_take_ready(rig, 3, 3);
     a.n = 0;
     say(rig, &thirds, 3, 1, &a, 2);
     msg.kv_blocks.first = 1; /* late: of an epoch that is gone, not a word */

@@ -88,7 +88,7 @@ static void *worker_main(void *arg)
     struct esp_shelf *shelf;
     bool still_busy;
 
-    w->status = esp_shelf_create(&shelf, NULL, NULL, NULL, NULL, &w->err);
+    w->status = esp_shelf_create(&shelf, w->vk, w->ck, NULL, NULL, &w->err);
     if (!w->status)
         w->status = esp_worker_serve(&w->options, shelf, &still_busy, &w->err);
     esp_shelf_destroy(&shelf);

@@ -20,6 +20,8 @@ struct rig_worker {
     char endpoint[ESP_MAX_ENDPOINT + 1]; /* as its Hello said */
     struct esp_peer peer;
     struct esp_worker_options options;
+    struct esp_vk *vk; /* what its stage runs on, if it is no fake one: borrowed, set before it starts */
+    const struct esp_checkpoint *ck;
     pthread_t thread;
     int stop_fd;
     bool started;

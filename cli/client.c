@@ -209,7 +209,8 @@ esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int
             break;
         if (out->kind == ESP_MSG_STATUS && out->status.id == query.status_query.id)
             return ESP_OK;
-        if (out->kind == ESP_MSG_ERROR && out->error.session == 0)
+        if (out->kind == ESP_MSG_ERROR &&
+            (out->error.session == 0 || out->error.session == query.status_query.id))
             st = esp_fail(err, out->error.code, "%s", out->error.text);
         esp_msg_finish(out);
     }

@@ -91,7 +91,7 @@ static void on_request(struct esp_server *sv, const struct esp_peer *from, struc
         esp_session_destroy(&s);
         return;
     }
-    esp_log(sv->log, ESP_LOG_DEBUG, "session=%" PRIu64 " request=%" PRIu64 " images=%u", s->id, id,
+    esp_log(sv->log, ESP_LOG_DEBUG, "session=%" PRIu64 " asked request=%" PRIu64 " images=%u", s->id, id,
             s->n_images);
     sv->last_session = s->id;
     sv->counts.n_requests++;
@@ -283,7 +283,7 @@ static bool tell(struct esp_server *sv, struct esp_session *s, struct esp_msg *m
         return false;
     }
     if (st != ESP_E_CLOSED) {
-        esp_log(sv->log, ESP_LOG_ERROR, "session=%" PRIu64 " cannot be sent a %s: %s", s->id,
+        esp_log(sv->log, ESP_LOG_ERROR, "session=%" PRIu64 " cannot_be_told kind=%s why=\"%s\"", s->id,
                 esp_msg_name(msg->kind), err.text);
         esp_server_tell_error(sv, &s->client, s->request, st, err.text);
     }

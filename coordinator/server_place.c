@@ -101,7 +101,7 @@ void esp_server_reconsider(struct esp_server *sv)
         return;
     } else {
         esp_err_prefix(&err, "no placement: ");
-        esp_log(sv->log, ESP_LOG_ERROR, "workers=%u %s", n_usable, err.text);
+        esp_log(sv->log, ESP_LOG_ERROR, "no_placement workers=%u why=\"%s\"", n_usable, err.text);
         esp_server_not_ready(sv, err.code, err.text);
     }
     if (n_joined < sv->opt.n_workers || sv->was_ready)

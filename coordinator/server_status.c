@@ -118,6 +118,8 @@ static void fill_worker(struct esp_worker_status *out, const struct esp_server *
                                       .n_images = w->beat.n_images};
     if (out->busy > 1)
         out->busy = 1; /* two messages may tell of the same time */
+    if (out->total_bytes < out->done_bytes)
+        out->total_bytes = out->done_bytes; /* it was an estimate, until the worker told better */
     if (!placed)
         return;
     esp_cluster_info(&out->stage, w);
@@ -146,6 +148,8 @@ void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, ui
     struct esp_worker_status *workers = calloc(n ? n : 1, sizeof *workers);
     struct esp_msg msg = {.kind = ESP_MSG_STATUS};
     struct esp_sched_counts counts;
+    struct esp_err err;
+    esp_status st;
 
     esp_sched_counts(sv->sched, &counts);
     if (!workers) {
@@ -186,6 +190,10 @@ void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, ui
         msg.status.fewer = sv->cluster.plan.fewer;
         msg.status.fewer_latency = sv->cluster.plan.fewer_latency;
     }
-    (void)esp_link_send(sv->link, to, &msg, NULL); /* who asked and went needs no answer */
+    st = esp_link_send(sv->link, to, &msg, &err);
+    if (st && st != ESP_E_CLOSED) { /* who asked and went needs no answer */
+        esp_log(sv->log, ESP_LOG_ERROR, "status_not_told why=\"%s\"", err.text);
+        esp_server_tell_error(sv, to, id, st, err.text);
+    }
     free(workers);
 }

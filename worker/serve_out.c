@@ -115,7 +115,7 @@ void esp_serve_check_keys(struct esp_serve *s)
         if (!next[i]->link || esp_link_check(next[i]->link, &err) != ESP_E_CLOSED)
             continue;
         esp_err_prefix(&err, "the next stage: ");
-        esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " why=\"%s\"", s->epoch, err.text);
+        esp_log(s->log, ESP_LOG_ERROR, "epoch=%" PRIu64 " next_stage_refuses why=\"%s\"", s->epoch, err.text);
         esp_outbox_close(next[i]);
         esp_serve_tell_error(s, ESP_E_ARG, err.text, 0, 0);
     }

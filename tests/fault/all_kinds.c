@@ -8,7 +8,7 @@
 
 #include "tests/fault/all_kinds.h"
 
-static struct esp_msg_request request(uint32_t i, uint64_t id)
+struct esp_msg_request request_of_kind(uint32_t i, uint64_t id)
 {
     static const struct esp_msg_sampling sampling[N] = {
         {.ignore_eos = true},
@@ -26,20 +26,21 @@ static struct esp_msg_request request(uint32_t i, uint64_t id)
                                     .sampling = sampling[i]};
 }
 
+const char *picture_of_kind(uint32_t i)
+{
+    return i == 2 ? "scene_b.png" : i < 3 ? "scene_a.png" : NULL;
+}
+
 void ask_all(struct rig *rig, uint64_t first)
 {
     for (uint32_t i = 0; i < N; i++) {
-        struct esp_msg_request r = request(i, first + i);
+        struct esp_msg_request r = request_of_kind(i, first + i);
 
-        if (i < 3)
-            rig_request(rig, 0, &r, i == 2 ? "scene_b.png" : "scene_a.png", NULL);
-        else
-            rig_request(rig, 0, &r, NULL);
+        rig_request(rig, 0, &r, picture_of_kind(i), NULL);
     }
 }
 
-/* Everything in a Done that must not depend on what happened meanwhile. */
-static void write_down(char *out, const struct esp_msg_done *d)
+void write_down(char *out, const struct esp_msg_done *d)
 {
     size_t n = 0;
 

@@ -9,6 +9,13 @@
 
 enum { N = 6, TEXT = 32768, TOKENS = 30 };
 
+/** Request number i of them, and the picture that goes with it among the golden ones, or NULL. */
+struct esp_msg_request request_of_kind(uint32_t i, uint64_t id);
+const char *picture_of_kind(uint32_t i);
+
+/** Everything in a Done that must not depend on what happened meanwhile, into out, of TEXT bytes. */
+void write_down(char *out, const struct esp_msg_done *d);
+
 /** As client 0, requests first .. first + N - 1. */
 void ask_all(struct rig *rig, uint64_t first);
 

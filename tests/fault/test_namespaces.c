@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "tests/cluster/curve_rig.h"
+#include "tests/fault/machines.h"
 
 #define TINY     "tests/golden/data/tiny"
 #define SCENE    TINY "/images/scene_a.png"
@@ -19,70 +20,18 @@
 #define SKIPPED  77
 #define MAX_ARGS 24
 
-static char ip_program[32], ns[3][24];
 static struct child coordinator, worker[2];
-
-static int sh(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-
-static int sh(const char *fmt, ...)
-{
-    char command[512];
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(command, sizeof command, fmt, ap);
-    va_end(ap);
-    return system(command);
-}
-
-static void remove_machines(void)
-{
-    for (int i = 0; i < 3; i++)
-        sh("%s netns del %s 2>/dev/null", ip_program, ns[i]); /* its interfaces go with it */
-}
-
-/* Machine 0 has the bridge; machine i reaches it by a cable of its own. */
-static bool make_machines(void)
-{
-    static const char *const places[] = {"/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip", "/bin/ip"};
-    const int me = (int)getpid();
-    bool good = true;
-
-    for (size_t i = 0; i < sizeof places / sizeof places[0] && !ip_program[0]; i++)
-        if (access(places[i], X_OK) == 0)
-            strcpy(ip_program, places[i]);
-    if (!ip_program[0] || geteuid() != 0)
-        return false;
-    for (int i = 0; i < 3; i++) {
-        snprintf(ns[i], sizeof ns[0], "espalier-%d-%d", me, i);
-        good = good && sh("%s netns add %s 2>/dev/null", ip_program, ns[i]) == 0 &&
-               sh("%s -n %s link set lo up", ip_program, ns[i]) == 0;
-    }
-    good = good &&
-           sh("%s -n %s link add br0 type bridge 2>/dev/null && %s -n %s addr add 10.83.0.1/24 dev br0 && "
-              "%s -n %s link set br0 up",
-              ip_program, ns[0], ip_program, ns[0], ip_program, ns[0]) == 0;
-    for (int i = 1; good && i < 3; i++)
-        good = sh("%s -n %s link add cable%d type veth peer name eth0 netns %s 2>/dev/null", ip_program,
-                  ns[0], i, ns[i]) == 0 &&
-               sh("%s -n %s link set cable%d master br0 up", ip_program, ns[0], i) == 0 &&
-               sh("%s -n %s addr add 10.83.0.%d/24 dev eth0", ip_program, ns[i], i + 1) == 0 &&
-               sh("%s -n %s link set eth0 up", ip_program, ns[i]) == 0;
-    if (!good)
-        remove_machines();
-    return good;
-}
 
 /* Starts a program on a machine. */
 static void start_on(struct child *c, int machine, const char *program, const char *const *args)
 {
-    const char *all[MAX_ARGS + 5] = {"netns", "exec", ns[machine], program};
+    const char *all[MAX_ARGS + 5] = {"netns", "exec", machines_name(machine), program};
 
     for (size_t i = 0; args[i]; i++) {
         assert_true(i < MAX_ARGS);
         all[4 + i] = args[i];
     }
-    child_start(c, ip_program, NULL, all);
+    child_start(c, machines_ip(), NULL, all);
 }
 
 static void run_on(struct child *c, int machine, const char *program, const char *const *args)
@@ -187,12 +136,12 @@ int main(void)
     };
     int rc;
 
-    if (!make_machines()) {
+    if (!machines_make(3)) {
         fprintf(stderr,
                 "SKIPPED: three machines need root, the program ip, and network namespaces with veth\n");
         return SKIPPED;
     }
     rc = cmocka_run_group_tests(tests, setup, teardown);
-    remove_machines();
+    machines_remove();
     return rc;
 }

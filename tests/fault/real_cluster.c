@@ -65,6 +65,7 @@ void real_worker(struct real_cluster *c, int i)
         WORKER, "--model", RIG_MODEL, "--connect", c->at, "--name", name, c->far ? "--insecure" : NULL, NULL};
 
     snprintf(name, sizeof name, "w%d", i);
+    c->leaves[i] = false;
     c->worker[i] = start(c, name, c->far ? i + 1 : -1, argv);
 }
 
@@ -134,12 +135,15 @@ void real_kill(struct real_cluster *c, int i)
     c->worker[i] = 0;
 }
 
-static void check_one(struct real_cluster *c, pid_t pid, const char *name)
+static void check_one(struct real_cluster *c, pid_t *pid, const char *name, bool may_end)
 {
     char command[160];
     int status;
 
-    if (pid <= 0 || waitpid(pid, &status, WNOHANG) == 0)
+    if (*pid <= 0 || waitpid(*pid, &status, WNOHANG) == 0)
+        return;
+    *pid = 0;
+    if (may_end && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return;
     snprintf(command, sizeof command, "tail -n 30 %s/%s.log >&2", c->dir, name);
     (void)!system(command);
@@ -148,12 +152,12 @@ static void check_one(struct real_cluster *c, pid_t pid, const char *name)
 
 void real_check_alive(struct real_cluster *c)
 {
-    check_one(c, c->coordinator, "coordinator");
+    check_one(c, &c->coordinator, "coordinator", false);
     for (int i = 0; i < c->n_workers; i++) {
         char name[8];
 
         snprintf(name, sizeof name, "w%d", i);
-        check_one(c, c->worker[i], name);
+        check_one(c, &c->worker[i], name, c->leaves[i]);
     }
 }
 
@@ -343,6 +347,7 @@ uint64_t real_drain(struct real_cluster *c, int i)
     struct esp_msg msg = {.kind = ESP_MSG_DRAIN, .drain = {.id = ++c->last_id, .worker = name}};
 
     snprintf(name, sizeof name, "w%d", i);
+    c->leaves[i] = true;
     send(c, &msg);
     return msg.drain.id;
 }

@@ -18,6 +18,7 @@ struct real_cluster {
     bool far; /* over TCP between machines: the coordinator on 0, worker i on i + 1; the test on 0 */
     pid_t coordinator, worker[REAL_WORKERS];
     int n_workers;
+    bool leaves[REAL_WORKERS]; /* it was asked to drain: its end is a good one */
     struct esp_net *net;
     struct esp_link *link;
     uint64_t last_id;
@@ -56,7 +57,7 @@ void real_ask_all(struct real_cluster *c, uint32_t max_tokens);
 bool real_take(struct real_cluster *c, int ms);
 void real_take_all(struct real_cluster *c);
 
-/** Sends a Drain; its answer is skipped unless taken. */
+/** Sends a Drain; its answer is skipped unless taken. worker[i] is 0 once it has left. */
 uint64_t real_drain(struct real_cluster *c, int i);
 struct esp_msg_drained real_drained(struct real_cluster *c, uint64_t id);
 

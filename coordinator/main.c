@@ -36,6 +36,9 @@ static const char usage[] =
     "                     ~/.local/state/espalier; for ipc: none)\n"
     "  --no-journal       keep none: a restart loses the sessions, and clients begin anew\n"
     "  --resume-within S  seconds after a restart within which their clients must come back (120)\n"
+    "  --heartbeat-ms N   how often coordinator and workers tell each other that they are there (300)\n"
+    "  --timeout-ms N     how long one of them may say nothing before it counts as lost (1600); more on slow "
+    "networks\n"
     "  --insecure         allow an endpoint that other machines reach, without keys\n"
     "  --die-with-parent  end when the parent process does\n"
     "  --log-level LEVEL  error, warn, info (default), debug or trace\n"
@@ -110,9 +113,9 @@ static const struct option longs[] = {{"model", required_argument, NULL, OPT_MOD
                                       {"log-level", required_argument, NULL, OPT_LEVEL},
                                       {"help", no_argument, NULL, OPT_HELP},
                                       {"version", no_argument, NULL, OPT_VERSION},
-                                      /* for tests: not in the help */
                                       {"heartbeat-ms", required_argument, NULL, OPT_HEARTBEAT},
                                       {"timeout-ms", required_argument, NULL, OPT_TIMEOUT},
+                                      /* for tests: not in the help */
                                       {"chunk-kib", required_argument, NULL, OPT_CHUNK},
                                       {"chunks-at-most", required_argument, NULL, OPT_STOP_AFTER},
                                       {NULL, 0, NULL, 0}};

@@ -32,7 +32,7 @@ struct esp_server_options {
     const char *journal; /* file; NULL: the default one of a tcp port (journal.h), else none */
     bool no_journal;
     uint32_t resume_within_s;          /* for clients of sessions that an earlier coordinator left; 0: 120 */
-    uint32_t heartbeat_ms, timeout_ms; /* 0: 500 and 10000 */
+    uint32_t heartbeat_ms, timeout_ms; /* 0: 300 and 1600 */
     struct esp_supply_options supply;  /* weights for workers that have none */
 };
 

@@ -9,9 +9,10 @@
  * Steps: a session has at most one out. A step holds first parts (prefill) or later ones, never both: they are computed
  * by different kernels, and only within a kind is a row's result the same to the bit whatever rows stand beside it. The
  * sessions that decode are spread evenly over as many steps as there are decoder stages, so that each stage has one to
- * work on; one more is out only if it is as full as the others, or a prefill. Those who have waited longest go
- * together. A prefill goes once everyone who was ready to decode has had a turn since the last one, and not
- * earlier: neither waits for ever for the other.
+ * work on; one more is out only if it is as full as the others. Those who have waited longest go together. A prefill
+ * goes once everyone who was ready to decode has had a turn since the last one, or two steps of decoding have gone:
+ * neither waits for ever for the other, and there are soon enough who decode to make their steps worth while. So that
+ * these steps do not keep prefills out, prefills have places of their own beside them (max_steps).
  *
  * Losses: with its workers everything that they held is gone, but nothing of a session is (decode.h). Sessions that
  * were in go to the head of the queue, and come in again under the next placement, with exactly the tokens that they
@@ -41,7 +42,7 @@ struct esp_sched_room {
     uint32_t max_seqs;   /* alive at once */
     uint32_t max_images; /* held at once */
     uint32_t n_stages;   /* of the decoder: into so many steps decoding is spread; at least 1 */
-    uint32_t max_steps;  /* out at once */
+    uint32_t max_steps;  /* out at once; what is more than n_stages + 1 is for prefills alone */
     uint32_t max_encodes;
 };
 

@@ -3,9 +3,15 @@
 
 #include "coordinator/sched_state.h"
 
-#define PREFILL_ROWS 512         /* of a step with several first parts; one alone may have more */
-#define FULL_BYTES   (64u << 20) /* of the logits that a step of several sessions asks for */
-#define REBUILD_ROWS 256         /* of a part that brings a session back: others decode meanwhile */
+/*
+ * Of a step with several first parts; one alone may have more. Stages keep the order: behind a step that takes each of
+ * them long all others queue, and the pipeline before it is empty. Up to some such number a row costs a device little
+ * beside reading the weights.
+ */
+#define PREFILL_ROWS  128
+#define PREFILL_EVERY 2           /* steps of decoding for each prefill, if both are ready */
+#define FULL_BYTES    (64u << 20) /* of the logits that a step of several sessions asks for */
+#define REBUILD_ROWS  256         /* of a part that brings a session back: others decode meanwhile */
 
 /* ---- turns ---- */
 
@@ -81,17 +87,21 @@ static uint32_t n_out(const struct esp_sched *sched, uint64_t rows)
 }
 
 /* See sched.h; *share is how many rows of the decoding make one step of theirs. Where they do not go up evenly some steps
- * have a row more, and not all: 9 rows on 4 stages are 3 + 2 + 2 + 2, while 3 + 3 + 3 would leave a stage without. */
+ * have a row more, and not all: 9 rows on 4 stages are 3 + 2 + 2 + 2, while 3 + 3 + 3 would leave a stage without.
+ * Of three steps at most one is a prefill while there is decoding to do, and no crowd of them goes beside a full
+ * pipeline. */
 static enum kind what_next(const struct esp_sched *sched, uint64_t *share)
 {
     const struct ready r = look_around(sched);
-    const uint32_t n_stages = sched->room.n_stages;
+    const uint32_t n_stages = sched->room.n_stages, n_decoding = n_out(sched, 1);
     const uint64_t even = r.all_rows / n_stages, rest = r.all_rows % n_stages;
+    const bool due = sched->turn >= sched->prefill_turn + PREFILL_EVERY;
 
     *share = even + (rest > 0 && n_out(sched, even + 1) < rest);
-    if (r.prefill && (!r.decode || r.decode->turn > sched->prefill_turn))
+    if (r.prefill && (!r.decode || r.decode->turn > sched->prefill_turn || due) &&
+        (sched->n_flights <= n_stages || due))
         return PREFILL;
-    if (r.decode && (sched->n_flights < n_stages || r.rows >= *share))
+    if (r.decode && (n_decoding < n_stages || (n_decoding == n_stages && r.rows >= *share)))
         return DECODE;
     return NOTHING;
 }

@@ -170,7 +170,7 @@ void esp_server_room(const struct esp_server *sv, struct esp_sched_room *room)
                                     .max_rows = sv->cluster_opt.sizing.context,
                                     .max_seqs = ESP_CLUSTER_MAX_SEQS,
                                     .max_images = sv->cluster_opt.sizing.max_images,
-                                    .max_steps = sv->cluster.n_dec + 1,
+                                    .max_steps = sv->cluster.n_dec + 1 + sv->cluster.n_dec / 2,
                                     .max_encodes = ESP_CLUSTER_ENCODES,
                                     .n_stages = sv->cluster.n_dec};
     esp_cluster_kv(&sv->cluster, &room->kv_blocks, &room->block_tokens);

@@ -152,7 +152,7 @@ struct esp_sched_room sched_rig_room(uint32_t n_stages)
                                    .max_seqs = RIG_SEQS,
                                    .max_images = 16,
                                    .n_stages = n_stages,
-                                   .max_steps = n_stages + 1,
+                                   .max_steps = n_stages + 1 + n_stages / 2,
                                    .max_encodes = 2};
 }
 

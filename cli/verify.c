@@ -52,10 +52,15 @@ static struct esp_verified *find(struct verify *v, const struct esp_msg_verify_r
     return w;
 }
 
+static void keep(struct esp_verified_layer *to, const struct esp_msg_verify_report *r)
+{
+    to->error = r->error;
+    to->limit = r->limit;
+    snprintf(to->name, sizeof to->name, "%s", r->layer);
+}
+
 static void take(struct esp_verified *w, const struct esp_msg_verify_report *r)
 {
-    const struct esp_verified_layer layer = {.error = r->error, .limit = r->limit};
-    struct esp_verified_layer *to[2] = {NULL, NULL};
     const bool wrong = !(r->error <= r->limit);
 
     if (!r->layer[0]) {
@@ -67,15 +72,9 @@ static void take(struct esp_verified *w, const struct esp_msg_verify_report *r)
     w->n_total = r->total;
     w->n_wrong += wrong;
     if (w->worst.name[0] == '\0' || r->error * w->worst.limit > w->worst.error * r->limit)
-        to[0] = &w->worst; /* measured by what is allowed */
+        keep(&w->worst, r); /* measured by what is allowed */
     if (wrong && w->n_wrong == 1)
-        to[1] = &w->first_wrong;
-    for (int i = 0; i < 2; i++) {
-        if (!to[i])
-            continue;
-        *to[i] = layer;
-        snprintf(to[i]->name, sizeof to[i]->name, "%s", r->layer);
-    }
+        keep(&w->first_wrong, r);
 }
 
 static void show_progress(struct verify *v)

@@ -188,9 +188,9 @@ void esp_server_on_ready(struct esp_server *sv, struct esp_worker *w, const stru
     if (w->state == ESP_WORKER_SPARE)
         return;
     esp_log(sv->log, ESP_LOG_INFO,
-            "worker=%s epoch=%" PRIu64 " ready weights_mib=%" PRIu64 " loaded_mib=%" PRIu64 " kv_mib=%" PRIu64
-            " scratch_mib=%" PRIu64 " kv_blocks=%" PRIu64 "x%u load_s=%.2f",
-            w->name, w->epoch, ready->weight_bytes >> 20, ready->loaded_bytes >> 20, ready->kv_bytes >> 20,
+            "worker=%s epoch=%" PRIu64 " ready weights_mib=%" PRIu64 " loaded_bytes=%" PRIu64
+            " kv_mib=%" PRIu64 " scratch_mib=%" PRIu64 " kv_blocks=%" PRIu64 "x%u load_s=%.2f",
+            w->name, w->epoch, ready->weight_bytes >> 20, ready->loaded_bytes, ready->kv_bytes >> 20,
             ready->scratch_bytes >> 20, ready->kv_blocks, ready->block_tokens, ready->load_seconds);
     if (!sv->cluster.ready)
         return;

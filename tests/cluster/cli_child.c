@@ -201,6 +201,20 @@ void child_wait_for(struct child *c, int stream, const char *text)
     }
 }
 
+bool child_over(struct child *c)
+{
+    int status;
+
+    read_output(c);
+    if (c->pid == 0)
+        return true;
+    if (c->fd[0] >= 0 || c->fd[1] >= 0 || waitpid(c->pid, &status, WNOHANG) == 0)
+        return false;
+    c->pid = 0;
+    c->exit = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return true;
+}
+
 void child_finish(struct child *c)
 {
     for (int i = 0; i < 2; i++) {

@@ -55,6 +55,9 @@ void child_wait(struct child *c, struct script *s);
  * the test when it ends before, or after the deadline. */
 void child_wait_for(struct child *c, int stream, const char *text);
 
+/** Takes what it has written, without waiting. True once it has ended: then its exit status is set. */
+bool child_over(struct child *c);
+
 /** Frees what was kept. */
 void child_finish(struct child *c);
 

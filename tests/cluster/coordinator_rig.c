@@ -394,7 +394,9 @@ void rig_hello_again(struct rig *rig, int i)
                                                   .matmul_rate = 1e11},
                                        .endpoint = w->endpoint,
                                        .software = "test"};
-    memcpy(msg.hello.fingerprint, rig->fingerprint, sizeof msg.hello.fingerprint);
+    msg.hello.wants_weights = w->streams;
+    if (!w->streams)
+        memcpy(msg.hello.fingerprint, rig->fingerprint, sizeof msg.hello.fingerprint);
     rig_send(rig, i, &msg);
 }
 
@@ -556,6 +558,12 @@ static void on_worker(struct rig *rig, int i, struct esp_msg *msg)
     switch (msg->kind) {
     case ESP_MSG_WELCOME:
         w->welcome = true;
+        break;
+    case ESP_MSG_MANIFEST:
+        w->n_manifests++;
+        break;
+    case ESP_MSG_CHUNK:
+        w->n_chunks++;
         break;
     case ESP_MSG_HEARTBEAT:
         if (msg->heartbeat.stamp > 0 && !w->mute) {

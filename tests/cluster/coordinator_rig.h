@@ -38,6 +38,8 @@ struct rig_worker {
         n_moves;      /* Moves done since the last Place; it was told to expect place.n_moves */
     esp_status error; /* the first Error it was sent */
     char error_text[ESP_ERR_TEXT_MAX];
+    bool streams;                   /* says that it has no checkpoint */
+    uint32_t n_manifests, n_chunks; /* that it was sent */
     /* What it does not do: the test does it, or nobody. */
     bool mute;                    /* sends no heartbeat */
     bool hold_ready;              /* leaves a Place unanswered */

@@ -85,10 +85,10 @@ void rig_close(struct rig *rig)
 static void *worker_main(void *arg)
 {
     struct rig_worker *w = arg;
-    struct esp_shelf *shelf;
+    struct esp_shelf *shelf = NULL;
     bool still_busy;
 
-    w->status = esp_shelf_create(&shelf, w->vk, w->ck, NULL, NULL, &w->err);
+    w->status = w->options.streams ? ESP_OK : esp_shelf_create(&shelf, w->vk, w->ck, NULL, NULL, &w->err);
     if (!w->status)
         w->status = esp_worker_serve(&w->options, shelf, &still_busy, &w->err);
     esp_shelf_destroy(&shelf);
@@ -112,10 +112,14 @@ void rig_start(struct rig *rig, int i)
         .bind = w->bind,
         .device = {"Fake", "fake 1", "fake", 4, 1 << 30, 1 << 30, 1e9, 1e10},
         .fingerprint = {7, 7, 7},
+        .streams = w->cache != NULL,
+        .cache_dir = w->cache,
         .stop_fd = w->stop_fd,
         .stop_timeout_ms = RIG_DEADLINE_MS,
         .log = &rig->log,
     };
+    if (w->cache)
+        memset(w->options.fingerprint, 0, sizeof w->options.fingerprint);
     atomic_store(&w->ended, false);
     assert_int_equal(pthread_create(&w->thread, NULL, worker_main, w), 0);
     w->started = true;

@@ -19,6 +19,7 @@ struct rig_worker {
     char name[16], bind[128];
     char endpoint[ESP_MAX_ENDPOINT + 1]; /* as its Hello said */
     struct esp_peer peer;
+    const char *cache; /* set before rig_start: it has no checkpoint, and keeps what it fetches there */
     struct esp_worker_options options;
     struct esp_vk *vk; /* what its stage runs on, if it is no fake one: borrowed, set before it starts */
     const struct esp_checkpoint *ck;

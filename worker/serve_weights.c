@@ -112,6 +112,7 @@ static esp_status change(struct esp_serve *s, struct esp_checkpoint *ck, struct 
 
     if (st)
         return st;
+    esp_serve_verify_finish(s); /* it reads the former one's tensors */
     work = esp_work_create(msg);
     if (!work) {
         esp_shelf_destroy(&shelf);

@@ -83,6 +83,27 @@ static void test_order(void **state)
     esp_roster_destroy(&r);
 }
 
+/* A worker without a checkpoint has no fingerprint that could be compared. */
+static void test_streams(void **state)
+{
+    struct esp_roster *r;
+    struct esp_worker *w;
+    struct esp_msg_hello h = hello("a");
+    struct esp_peer p = peer(1);
+
+    assert_int_equal(esp_roster_create(&r, ours, NULL), ESP_OK);
+    assert_int_equal(esp_roster_join(&w, r, &p, &h, 0, NULL), ESP_OK);
+    assert_false(w->streams);
+    h = hello("b");
+    p = peer(2);
+    memset(h.fingerprint, 0, sizeof h.fingerprint);
+    h.wants_weights = true;
+    assert_int_equal(esp_roster_join(&w, r, &p, &h, 0, NULL), ESP_OK);
+    assert_true(w->streams);
+    assert_false(w->has_manifest);
+    esp_roster_destroy(&r);
+}
+
 static void test_refused(void **state)
 {
     enum { SAME_PEER, SAME_NAME, FINGERPRINT, NO_MEMORY, BAD_RATE, NAN_RATE, NO_ENDPOINT, NO_NAME };
@@ -184,7 +205,8 @@ static void test_sizing(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_order), cmocka_unit_test(test_join_and_leave),
-                                       cmocka_unit_test(test_refused), cmocka_unit_test(test_sizing)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_order), cmocka_unit_test(test_streams),
+                                       cmocka_unit_test(test_join_and_leave), cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_sizing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

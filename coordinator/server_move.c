@@ -84,6 +84,10 @@ void esp_server_forget_drain(struct esp_server *sv, const struct esp_worker *w, 
         refuse_drain(sv, &sv->drain[i], why->code, why->text);
         drop_ask(sv, i--);
     }
+    if (sv->move.is_drain && strcmp(sv->move.ask.worker, w->name) == 0) {
+        refuse_drain(sv, &sv->move.ask, why->code, why->text);
+        sv->move.is_drain = false; /* who comes back under that name is wanted */
+    }
 }
 
 bool esp_server_give_up_drains(struct esp_server *sv, const struct esp_err *why)

@@ -37,12 +37,18 @@ static esp_status request_check(const struct esp_server *sv, const struct esp_pe
 {
     const uint64_t n_image_rows = (uint64_t)msg->request.n_images * sv->config->vision.n_token;
     uint64_t n_pictures = msg->request.n_images; /* whose pixels are or will be in memory */
-    uint32_t n = 0;
+    uint64_t n_own_pictures = msg->request.n_images;
+    uint32_t n = 0, n_own = 0;
 
     for (const struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next) {
+        const bool own = esp_same_client(&s->client, from);
+
         n++;
-        if (s->with_thread || (s->job && s->job->pixels))
+        n_own += own;
+        if (s->with_thread || (s->job && s->job->pixels)) {
             n_pictures += s->n_images;
+            n_own_pictures += own ? s->n_images : 0;
+        }
     }
     if (esp_sched_find(sv->sched, from, msg->request.id))
         return esp_fail(err, ESP_E_ARG, "request %" PRIu64 " is still being answered", msg->request.id);
@@ -51,6 +57,8 @@ static esp_status request_check(const struct esp_server *sv, const struct esp_pe
     if (n >= ESP_SERVER_MAX_SESSIONS)
         return esp_fail(err, ESP_E_LIMIT, "%d requests are being served or wait already",
                         ESP_SERVER_MAX_SESSIONS);
+    if (n_own >= ESP_SERVER_MAX_SESSIONS / 2) /* others want to be heard too */
+        return esp_fail(err, ESP_E_LIMIT, "%u requests of yours are being served or wait already", n_own);
     if (n_image_rows > sv->cluster_opt.sizing.context)
         return esp_fail(err, ESP_E_LIMIT,
                         "%u pictures of %u tokens, the cluster's context is %u: raise --context",
@@ -65,6 +73,9 @@ static esp_status request_check(const struct esp_server *sv, const struct esp_pe
     if (file_bytes(msg) > ESP_SERVER_MAX_BYTES - sv->file_bytes ||
         pixel_bytes(sv, n_pictures) > ESP_SERVER_MAX_PIXEL_BYTES)
         return esp_fail(err, ESP_E_LIMIT, "too many pictures wait already: try again later");
+    if (n_own_pictures > msg->request.n_images &&
+        pixel_bytes(sv, n_own_pictures) > ESP_SERVER_MAX_PIXEL_BYTES / 2)
+        return esp_fail(err, ESP_E_LIMIT, "too many pictures of yours wait already: try again later");
     if (sv->broken)
         return esp_fail(err, sv->why.code, "%s", sv->why.text);
     return esp_decode_check(&msg->request, sv->config->text.vocab, err);

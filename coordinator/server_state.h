@@ -17,7 +17,7 @@
 #include "proto/link.h"
 #include "proto/log.h"
 
-#define ESP_SERVER_MAX_SESSIONS 2048              /* that have not got their last message */
+#define ESP_SERVER_MAX_SESSIONS 2048 /* that have not got their last message; half of one client */
 #define ESP_SERVER_MAX_BYTES    ((size_t)1 << 30) /* of picture files waiting to be decoded */
 #define ESP_SERVER_MAX_PIXEL_BYTES                                                                           \
     (UINT64_C(2) << 30) /* of decoded pictures of sessions that have not ended */

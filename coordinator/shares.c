@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool same_client(const struct esp_peer *a, const struct esp_peer *b)
+bool esp_same_client(const struct esp_peer *a, const struct esp_peer *b)
 {
     if (a->member != b->member)
         return false;
@@ -16,7 +16,7 @@ struct esp_share *esp_shares_wait(struct esp_shares *shares, const struct esp_pe
 {
     struct esp_share *s = shares->first;
 
-    while (s && !same_client(&s->peer, peer))
+    while (s && !esp_same_client(&s->peer, peer))
         s = s->next;
     if (!s) {
         s = calloc(1, sizeof *s);

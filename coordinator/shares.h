@@ -11,9 +11,13 @@
 #ifndef ESP_COORDINATOR_SHARES_H
 #define ESP_COORDINATOR_SHARES_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "proto/link.h"
+
+/** The same key, or without keys the same connection. */
+bool esp_same_client(const struct esp_peer *a, const struct esp_peer *b);
 
 struct esp_share {
     struct esp_share *next;

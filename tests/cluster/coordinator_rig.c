@@ -727,7 +727,7 @@ void rig_dial(struct rig *rig, int i)
     must(esp_link_connect(rig->c[i].link, rig->at, &err), &err, "connect");
 }
 
-void rig_hang_up(struct rig *rig, int i)
+void rig_forget(struct rig *rig, int i)
 {
     struct rig_client *c = &rig->c[i];
 
@@ -735,6 +735,14 @@ void rig_hang_up(struct rig *rig, int i)
         esp_msg_finish(c->inbox[k]);
         free(c->inbox[k]);
     }
+    c->n_inbox = c->n_read = 0;
+}
+
+void rig_hang_up(struct rig *rig, int i)
+{
+    struct rig_client *c = &rig->c[i];
+
+    rig_forget(rig, i);
     esp_link_destroy(&c->link);
     memset(c, 0, sizeof *c);
 }

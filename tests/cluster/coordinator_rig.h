@@ -145,6 +145,9 @@ void rig_result_finish(struct esp_msg *out);
 void rig_dial(struct rig *rig, int i);
 void rig_hang_up(struct rig *rig, int i);
 
+/** Forgets all that has come for client i. */
+void rig_forget(struct rig *rig, int i);
+
 /** Sends a Request with these pictures of the golden data ("scene_a.png"), up to a NULL. */
 void rig_request(struct rig *rig, int i, struct esp_msg_request *request, ...);
 void rig_cancel(struct rig *rig, int i, uint64_t session);

@@ -682,6 +682,51 @@ static void test_refusals(void **state)
     rig_until_free(rig);
 }
 
+/* The error of any request to client i, if it has come. */
+static const struct esp_msg *error_of(struct rig *rig, int i)
+{
+    struct rig_client *c = &rig->c[i];
+
+    while (c->n_read < c->n_inbox) {
+        const struct esp_msg *m = c->inbox[c->n_read++];
+
+        if (m->kind == ESP_MSG_ERROR)
+            return m;
+    }
+    return NULL;
+}
+
+/* One client may fill half of the queue; then he is told so, and others are heard all the same. */
+static void test_flood(void **state)
+{
+    enum { HALF = 1024 };
+    struct rig *rig = *state;
+    struct esp_msg_request r = request(1, "a", 1), bad = request(1, "b", 1);
+    const struct esp_msg *m = NULL;
+
+    bad.sampling = (struct esp_msg_sampling){.beams = 2, .best_of = 2};
+    rig_start(rig, NULL);
+    for (uint64_t id = 1; id <= HALF; id++) {
+        r.id = bad.id = id;
+        rig_request(rig, 0, &r, NULL);
+        if (id == 1)
+            rig_take(rig, 0, ESP_MSG_WAITING); /* connected */
+        if (id % 8)
+            continue;
+        rig_forget(rig, 0); /* what he is told while he waits */
+        rig_request(rig, 1, &bad, NULL);
+        rig_take_error(rig, 1, id, ESP_E_ARG, "--best-of"); /* it is being read at the other end */
+    }
+    r.id = HALF + 1;
+    rig_request(rig, 0, &r, NULL);
+    while (!(m = error_of(rig, 0)))
+        rig_pump(rig, 20);
+    assert_int_equal(m->error.session, HALF + 1);
+    assert_non_null(strstr(m->error.text, "1024 requests of yours"));
+    rig_request(rig, 1, &r, NULL);
+    rig_take(rig, 1, ESP_MSG_WAITING);
+}
+
 static void test_status(void **state)
 {
     struct rig *rig = *state;
@@ -729,6 +774,7 @@ int main(void)
         CASE(test_queue),
         CASE(test_pipeline),
         CASE(test_refusals),
+        CASE(test_flood),
         CASE(test_status),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -50,6 +50,7 @@ enum {
     N_SQL
 };
 
+#define SQL_NEXT_RECORD "(SELECT coalesce(max(nth), 0) + 1 FROM progress WHERE session = ?1)"
 static const char *const sql[N_SQL] = {
     "BEGIN IMMEDIATE",
     "COMMIT",
@@ -58,8 +59,7 @@ static const char *const sql[N_SQL] = {
     "SELECT id FROM picture WHERE hash = ?1",
     "INSERT INTO picture(hash, file) VALUES(?1, ?2)",
     "INSERT INTO uses(session, nth, picture) VALUES(?1, ?2, ?3)",
-    "INSERT INTO progress(session, nth, record)"
-    " VALUES(?1, (SELECT coalesce(max(nth), 0) + 1 FROM progress WHERE session = ?1), ?2)",
+    "INSERT INTO progress(session, nth, record) VALUES(?1, " SQL_NEXT_RECORD ", ?2)",
     "DELETE FROM session WHERE id = ?1",
     "SELECT request FROM session WHERE id = ?1",
     "SELECT file FROM uses JOIN picture ON picture.id = uses.picture WHERE session = ?1 ORDER BY nth",

@@ -409,6 +409,35 @@ void fleet_status(struct fleet *f, struct esp_msg *status)
     fail_msg("the coordinator does not answer");
 }
 
+struct esp_msg_drained fleet_drain(struct fleet *f, uint32_t i, void (*meanwhile)(void *), void *arg)
+{
+    struct fleet_worker *w = process(f, i, true);
+    struct esp_msg m = {.kind = ESP_MSG_DRAIN, .drain = {.id = ++f->n_query, .worker = w->name}};
+    struct esp_msg_drained drained = {0};
+    const double end = fleet_now() + FLEET_DEADLINE_S;
+    struct esp_err err;
+    bool done = false;
+
+    must(esp_link_send(f->control, NULL, &m, &err), &err, "drain");
+    while (!done) {
+        meanwhile(arg);
+        while (!done && !esp_link_recv(f->control, NULL, &m, &err)) {
+            if (m.kind == ESP_MSG_ERROR)
+                fail_msg("%s is not drained: %s", w->name, m.error.text);
+            done = m.kind == ESP_MSG_DRAINED;
+            if (done)
+                drained = m.drained;
+            esp_msg_finish(&m);
+        }
+        if (fleet_now() > end)
+            fail_msg("%s is not drained", w->name);
+    }
+    drained.worker = NULL;
+    assert_int_equal(wait_for(w->pid), 0);
+    w->running = false;
+    return drained;
+}
+
 void fleet_until_ready(struct fleet *f, uint32_t n)
 {
     for (const double end = fleet_now() + FLEET_DEADLINE_S;; usleep(10 * POLL_US)) {

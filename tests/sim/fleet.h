@@ -73,6 +73,9 @@ void fleet_freeze(struct fleet *f, uint32_t i);
 void fleet_thaw(struct fleet *f, uint32_t i);
 void fleet_again(struct fleet *f, uint32_t i);
 
+/** Has worker i, a process, drained, and waits for its end. What it came to: numbers alone. */
+struct esp_msg_drained fleet_drain(struct fleet *f, uint32_t i, void (*meanwhile)(void *), void *arg);
+
 /** What the coordinator says of itself now; the caller finishes it. */
 void fleet_status(struct fleet *f, struct esp_msg *status);
 

@@ -17,6 +17,7 @@ struct sim_counters {
     atomic_ullong taken_ns; /* what they took: sleeps end late, most of all on a busy machine */
     atomic_ullong n_steps, n_decode_rows, n_prefill_rows, n_pictures;
     atomic_ullong n_loads, load_bytes;
+    atomic_ullong kv_bytes; /* sent away and taken in */
 };
 
 struct sim_device {
@@ -29,6 +30,9 @@ struct sim_device {
 /** Fills *device. Errors: as sim_profile_rates. */
 esp_status sim_device_init(struct sim_device *device, const struct sim_profile *profile,
                            const struct esp_config *config, struct esp_err *err);
+
+/** Sleeps for as long as so many bytes take at a rate; 0: no time at all. */
+void sim_device_copy(uint64_t n_bytes, double bytes_per_second);
 
 /** The device report of a Hello; strings are the device's. */
 struct esp_msg_device sim_device_report(const struct sim_device *device);

@@ -65,6 +65,13 @@ void esp_stage_kv_finish(struct esp_stage_kv *piece)
     memset(piece, 0, sizeof *piece);
 }
 
+/* What a device copies of its KV cache takes time. */
+static void copied(struct esp_stage *s, size_t n_bytes)
+{
+    atomic_fetch_add(&s->device->count.kv_bytes, n_bytes);
+    sim_device_copy(n_bytes, s->device->profile.kv_rate);
+}
+
 static uint32_t wire_width(const struct esp_stage *s)
 {
     return 2 * s->c->text.n_kv_head * s->c->text.head_dim;
@@ -103,6 +110,8 @@ esp_status esp_stage_export_kv(struct esp_stage *s, uint32_t layer, uint32_t fir
                                           .seqs = out->books.seqs};
     if (st)
         esp_stage_kv_finish(out);
+    else
+        copied(s, n * block_bytes);
     return st;
 }
 
@@ -129,6 +138,8 @@ esp_status esp_stage_import_kv(struct esp_stage *s, const struct esp_msg_kv_bloc
                          (const char *)data + (size_t)t * width * sizeof(float), width))
             st = esp_fail(err, ESP_E_PROTO, "KV of layer %u is none that a simulated stage makes", m->layer);
     free(own);
+    if (!st)
+        copied(s, (size_t)m->n_blocks * SIM_BLOCK * width * sizeof(float));
     return st;
 }
 

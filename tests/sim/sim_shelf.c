@@ -1,10 +1,8 @@
 #include "tests/sim/sim_shelf.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "coordinator/cost.h"
 
@@ -123,8 +121,7 @@ static uint64_t read_some(struct esp_shelf *sh, const struct esp_stage_spec *spe
                           uint64_t *loaded)
 {
     const double rate = sh->device->profile.load_rate;
-    uint64_t lacking = 0, ns;
-    struct timespec t;
+    uint64_t lacking = 0;
 
     *loaded = 0;
     for (uint32_t i = 0; i < sh->n_piece; i++) {
@@ -137,10 +134,7 @@ static uint64_t read_some(struct esp_shelf *sh, const struct esp_stage_spec *spe
         p->n_done += n;
         *loaded += n;
     }
-    ns = rate > 0 ? (uint64_t)(1e9 * (double)*loaded / rate) : 0;
-    t = (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    while (nanosleep(&t, &t) && errno == EINTR)
-        ;
+    sim_device_copy(*loaded, rate);
     atomic_fetch_add(&sh->device->count.load_bytes, *loaded);
     return lacking;
 }

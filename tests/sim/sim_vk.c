@@ -1,7 +1,9 @@
 /* The device that a simulated worker opens: nothing but a profile. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "tests/sim/sim_device.h"
 
@@ -28,6 +30,15 @@ esp_status sim_device_init(struct sim_device *device, const struct sim_profile *
     r->type = VK_PHYSICAL_DEVICE_TYPE_OTHER;
     r->memory_bytes = r->max_alloc_bytes = profile->memory_bytes;
     return sim_profile_rates(&r->bandwidth, &r->matmul_rate, profile, config, err);
+}
+
+void sim_device_copy(uint64_t n_bytes, double rate)
+{
+    const uint64_t ns = rate > 0 ? (uint64_t)(1e9 * (double)n_bytes / rate) : 0;
+    struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+
+    while (ns > 0 && nanosleep(&t, &t) != 0 && errno == EINTR)
+        ;
 }
 
 struct esp_msg_device sim_device_report(const struct sim_device *device)

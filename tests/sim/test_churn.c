@@ -22,6 +22,20 @@ struct round {
     uint32_t n_live;                    /* sessions that were being answered */
 };
 
+static struct sim_profile profile(void)
+{
+    struct sim_profile p = sim_profile_default;
+
+    p.encode_layer_s = 0.0005;
+    p.step_layer_s = 0.0006;
+    p.decode_row_s = 0.00006;
+    p.prefill_row_s = 0.00003;
+    p.load_rate = 100e6; /* a decoder layer in 4 ms */
+    p.kv_rate = 10e6;    /* the KV of 32 tokens of a layer in 0.4 ms */
+    p.jitter = 0.1;
+    return p;
+}
+
 static uint32_t draw(uint64_t *state, uint32_t n)
 {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
@@ -107,7 +121,7 @@ static void test_churn(void **state)
     char n[8], timeout[8];
     const char *args[] = {"--workers",      n,     "--context",    "256",   "--kv-tokens", "16384",
                           "--heartbeat-ms", "200", "--timeout-ms", timeout, NULL};
-    struct sim_profile p = sim_profile_default;
+    const struct sim_profile p = profile();
     double worst_noticed[2] = {0}, worst_recovered[2] = {0};
     uint64_t random = 7;
     uint32_t lost = UINT32_MAX;
@@ -116,12 +130,6 @@ static void test_churn(void **state)
 
     snprintf(n, sizeof n, "%u", n_workers);
     snprintf(timeout, sizeof timeout, "%d", (int)(1000 * TIMEOUT_S));
-    p.encode_layer_s = 0.0005;
-    p.step_layer_s = 0.0006;
-    p.decode_row_s = 0.00006;
-    p.prefill_row_s = 0.00003;
-    p.load_rate = 100e6; /* a decoder layer in 4 ms */
-    p.jitter = 0.1;
     fleet_start(&f, true, args);
     for (uint32_t i = 0; i < n_workers; i++)
         fleet_add(&f, FLEET_PROCESS, &p);
@@ -162,9 +170,76 @@ static void test_churn(void **state)
     fleet_stop(&f);
 }
 
+static void pump(void *crowd)
+{
+    crowd_pump(crowd, 20);
+}
+
+static void counters(struct fleet *f, struct esp_msg_status *out)
+{
+    struct esp_msg m;
+
+    fleet_status(f, &m);
+    *out = m.status;
+    esp_msg_finish(&m);
+}
+
+/* Workers are drained and come back under load: layers go with their KV, nothing is computed twice, streams go on. */
+static void test_drain(void **state)
+{
+    const uint32_t n_rounds = fleet_soak() ? 40 : 2, n_workers = 5;
+    const char *args[] = {"--workers", "5", "--context", "256", "--kv-tokens", "16384", NULL};
+    const struct sim_profile p = profile();
+    struct esp_msg_status before, after;
+    uint64_t random = 11, n_layers = 0, kv_bytes = 0;
+    struct crowd c;
+    struct fleet f;
+
+    fleet_start(&f, true, args);
+    for (uint32_t i = 0; i < n_workers; i++)
+        fleet_add(&f, FLEET_PROCESS, &p);
+    fleet_until_ready(&f, n_workers);
+    crowd_open(&c, &f, N_CLIENTS);
+    ask(&c, &random, 2 * A_ROUND);
+    advance(&c, 2);
+    printf("\n%u workers, %u drained under load and back\n"
+           "worker  layers  KV bytes  pictures  seconds  of them paused\n",
+           n_workers, n_rounds);
+    for (uint32_t k = 0; k < n_rounds; k++) {
+        const uint32_t i = k % n_workers;
+        struct esp_msg_drained d;
+
+        ask(&c, &random, A_ROUND);
+        advance(&c, 1);
+        counters(&f, &before);
+        d = fleet_drain(&f, i, pump, &c);
+        counters(&f, &after);
+        printf("%-6s  %6u  %8llu  %8u  %7.2f  %14.2f\n", f.w[i].name, d.n_layers,
+               (unsigned long long)d.kv_bytes, d.n_images, d.seconds, d.pause);
+        assert_int_equal(after.n_rebuilds, before.n_rebuilds);
+        assert_int_equal(after.n_losses, before.n_losses);
+        assert_true(after.n_moves > before.n_moves ||
+                    d.n_layers == 0); /* back for too short a time to have any */
+        n_layers += d.n_layers;
+        kv_bytes += d.kv_bytes;
+        advance(&c, 2);
+        fleet_again(&f, i);
+        fleet_until_ready(&f, n_workers);
+        advance(&c, 2);
+    }
+    crowd_finish(&c);
+    crowd_check(&c);
+    counters(&f, &after);
+    assert_true(n_layers > 0 && kv_bytes > 0);
+    assert_int_equal(after.n_rebuilds, 0);
+    assert_int_equal(after.n_prefills, c.n_asks); /* each once */
+    crowd_close(&c);
+    fleet_stop(&f);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_churn)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_churn), cmocka_unit_test(test_drain)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

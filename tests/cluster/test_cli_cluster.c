@@ -14,6 +14,9 @@
 
 #include "tests/cluster/cli_child.h"
 
+#define TINY  "tests/golden/data/tiny"
+#define SCENE TINY "/images/scene_a.png"
+
 #define GIB (UINT64_C(1) << 30)
 #define MIB (UINT64_C(1) << 20)
 
@@ -88,8 +91,9 @@ static int fake_teardown(void **state)
     esp_net_destroy(&f->net);
     snprintf(path, sizeof path, "%s/c", f->dir);
     unlink(path);
-    rmdir(f->dir);
-    return 0;
+    snprintf(path, sizeof path, "%s/up", f->dir); /* the file of an endpoint stays behind */
+    unlink(path);
+    return rmdir(f->dir);
 }
 
 /* espalier cluster --connect ..., and these. */
@@ -661,6 +665,111 @@ static void test_restarted(void **state)
     child_finish(&c);
 }
 
+/* ---- a real cluster ---- */
+
+static json_t *ask_for_json(struct child *c, const char *at_endpoint, const char *what, const char *node)
+{
+    child_run(c, ESPALIER, (const char *[]){"cluster", what, "--connect", at_endpoint, "--json", node, NULL});
+    child_expect(c, what, 0, NULL, NULL);
+    return parse(OUT(c));
+}
+
+/* Two workers that answered something: what it took is known, and the one goes when the other has its layers. */
+static void test_real(void **state)
+{
+    struct fake *f = *state;
+    struct child up, c;
+    json_t *o;
+    char bind[96];
+
+    snprintf(bind, sizeof bind, "ipc://%s/up", f->dir);
+    setenv("XDG_RUNTIME_DIR", f->dir, 1);
+    child_start(&up, ESPALIER, NULL,
+                (const char *[]){"up", "--model", TINY, "--workers", "2", "--split", "1/1,1/2", "--bind",
+                                 bind, NULL});
+    child_wait_for(&up, 0, "ready: ");
+    child_run(&c, ESPALIER,
+              (const char *[]){"run", "--connect", bind, "--image", SCENE, "--max-tokens", "8",
+                               "--ignore-eos", "caption en", NULL});
+    child_expect(&c, "run", 0, NULL, NULL);
+    child_finish(&c);
+
+    o = ask_for_json(&c, bind, "status", NULL);
+    assert_true(json_is_true(at(o, "ready")));
+    expect_int(o, "requests", 1);
+    expect_int(o, "tokens", 8);
+    expect_int(o, "images_encoded", 1);
+    expect_int(o, "losses", 0);
+    for (int i = 0; i < 2; i++) {
+        static const char *const positive[] = {"predicted.encode", "measured.encode", "measured.prefill",
+                                               "measured.decode", "bandwidth"};
+        char path[64];
+
+        for (size_t k = 0; k < sizeof positive / sizeof positive[0]; k++) {
+            snprintf(path, sizeof path, "workers.%d.%s", i, positive[k]);
+            if (!(json_real_value(at(o, path)) > 0))
+                fail_msg("%s is not positive:\n%s", path, OUT(&c));
+        }
+        snprintf(path, sizeof path, "workers.%d.weight_bytes", i);
+        assert_true(json_integer_value(at(o, path)) > 1000000);
+    }
+    json_decref(o);
+    child_finish(&c);
+
+    o = ask_for_json(&c, bind, "placement", NULL);
+    expect_text(o, "encoder.0.worker", "w0");
+    expect_text(o, "encoder.1.worker", "w1");
+    expect_text(o, "decoder.1.worker", "w1");
+    expect_int(o, "decoder.1.layers.0", 1);
+    expect_int(o, "decoder.1.layers.1", 3);
+    json_decref(o);
+    child_finish(&c);
+
+    kill(up.pid, SIGINT);
+    child_wait(&up, NULL);
+    assert_int_equal(up.exit, 0);
+    child_finish(&up);
+    child_no_daemons(f->dir);
+}
+
+static void test_real_drain(void **state)
+{
+    struct fake *f = *state;
+    struct child up, c;
+    json_t *o;
+    char bind[96];
+
+    snprintf(bind, sizeof bind, "ipc://%s/up", f->dir);
+    setenv("XDG_RUNTIME_DIR", f->dir, 1);
+    child_start(&up, ESPALIER, NULL,
+                (const char *[]){"up", "--model", TINY, "--workers", "2", "--bind", bind, NULL});
+    child_wait_for(&up, 0, "ready: ");
+    o = ask_for_json(&c, bind, "drain", "w1");
+    expect_text(o, "worker", "w1");
+    assert_true(json_integer_value(at(o, "epoch")) >= 1);
+    json_decref(o);
+    child_finish(&c);
+    child_wait_for(&up, 1, "w1 ended"); /* it was told to go */
+    o = ask_for_json(&c, bind, "status", NULL);
+    assert_int_equal(json_array_size(at(o, "workers")), 1);
+    expect_text(o, "workers.0.worker", "w0");
+    expect_int(o, "losses", 0);
+    json_decref(o);
+    child_finish(&c);
+    child_run(&c, ESPALIER, (const char *[]){"cluster", "drain", "--connect", bind, "w1", NULL});
+    child_expect(&c, "nobody", 1, "espalier cluster drain: no worker is named w1; here are: w0", NULL);
+    child_finish(&c);
+    child_run(&c, ESPALIER, (const char *[]){"cluster", "drain", "--connect", bind, "w0", NULL});
+    child_expect(&c, "the last one", 1, "espalier cluster drain: without w0: ", NULL);
+    child_finish(&c);
+
+    kill(up.pid, SIGINT);
+    child_wait(&up, NULL);
+    assert_int_equal(up.exit, 0);
+    child_finish(&up);
+    child_no_daemons(f->dir);
+}
+
 /* ---- usage ---- */
 
 static void test_usage(void **state)
@@ -694,10 +803,19 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, fake_setup, fake_teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_status),    TEST(test_status_json),       TEST(test_status_odd),
-        TEST(test_watch),     TEST(test_watch_on_terminal), TEST(test_watch_survives),
-        TEST(test_placement), TEST(test_placement_of_none), TEST(test_drain),
-        TEST(test_restarted), cmocka_unit_test(test_usage),
+        TEST(test_status),
+        TEST(test_status_json),
+        TEST(test_status_odd),
+        TEST(test_watch),
+        TEST(test_watch_on_terminal),
+        TEST(test_watch_survives),
+        TEST(test_placement),
+        TEST(test_placement_of_none),
+        TEST(test_drain),
+        TEST(test_restarted),
+        TEST(test_real),
+        TEST(test_real_drain),
+        cmocka_unit_test(test_usage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

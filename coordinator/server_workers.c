@@ -99,6 +99,12 @@ static int epoch_check(const struct esp_server *sv, const struct esp_worker *w, 
     return epoch < sv->cluster.epoch || !sv->cluster.placed;
 }
 
+/* Of a placement that it was told to warm for, and that is not to be any more. */
+static bool is_given_up(const struct esp_server *sv, const struct esp_worker *w, uint64_t epoch)
+{
+    return epoch > w->epoch && epoch <= sv->cluster.last_epoch;
+}
+
 static void on_error(struct esp_server *sv, struct esp_worker *w, struct esp_msg *msg)
 {
     const struct esp_msg_error *e = &msg->error;
@@ -112,7 +118,7 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, struct esp_msg
             esp_server_on_warm_error(sv, w, e);
             return;
         }
-        if (e->epoch != 0 && e->epoch < w->epoch)
+        if ((e->epoch != 0 && e->epoch < w->epoch) || is_given_up(sv, w, e->epoch))
             return; /* of a placement that is no more */
         esp_server_fail_worker(sv, w, e->code, e->text);
         return;
@@ -203,15 +209,15 @@ void esp_server_from_worker(struct esp_server *sv, const struct esp_peer *from, 
     case ESP_MSG_LOADING:
         if (esp_server_is_warming(sv, w, msg->loading.epoch))
             esp_server_on_warm_loading(sv, w, &msg->loading);
-        else
+        else if (!is_given_up(sv, w, msg->loading.epoch))
             on_data(sv, w, msg, msg->loading.epoch);
         break;
     case ESP_MSG_WARMED:
         if (esp_server_is_warming(sv, w, msg->warmed.epoch))
             esp_server_on_warmed(sv, w, &msg->warmed);
-        else if (msg->warmed.epoch == 0 || msg->warmed.epoch > sv->cluster.last_epoch)
+        else if (msg->warmed.epoch > w->epoch && !is_given_up(sv, w, msg->warmed.epoch))
             esp_server_drop_worker(sv, w, ESP_E_PROTO, "it has warmed to what nobody has asked for", true);
-        break; /* else: for a placement that is not to be any more */
+        break;
     case ESP_MSG_MOVED:
         on_data(sv, w, msg, msg->moved.epoch);
         break;

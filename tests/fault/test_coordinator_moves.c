@@ -233,6 +233,34 @@ static void test_taker_dies(void **state)
     rig_until_free(rig);
 }
 
+/* What still comes about a placement that is not to be any more harms nobody. */
+static void test_late_about_warming(void **state)
+{
+    struct rig *rig = *state;
+    struct esp_msg loading = {.kind = ESP_MSG_LOADING,
+                              .loading = {.epoch = 2, .done_bytes = 1, .total_bytes = 2}};
+    struct esp_msg error = {.kind = ESP_MSG_ERROR,
+                            .error = {.code = ESP_E_CANCELLED, .text = "another placement came", .epoch = 2}};
+    struct esp_msg warmed = {.kind = ESP_MSG_WARMED, .warmed = {.epoch = 2}};
+
+    start(rig, 3, "2/2,0/1");
+    rig->w[1].hold_warm = rig->w[2].hold_warm = true;
+    drain(rig, 7, "w0");
+    while (rig->w[1].n_warm == 0 || rig->w[2].n_warm == 0)
+        rig_pump(rig, 20);
+    rig_vanish(rig, 2); /* who was to take the other part: the split does not suit those who are left */
+    rig_take_error(rig, ADMIN, 7, ESP_E_ARG, "without w0: --split names 2 stages");
+    rig_send(rig, 1, &loading);
+    rig_send(rig, 1, &error);
+    rig_send(rig, 1, &warmed);
+    begin(rig, 100);
+    take_all(rig, 100, got);
+    compare_all(got, want, "late about warming");
+    assert_int_equal(rig->w[1].error, ESP_OK);
+    assert_int_equal(rig->w[1].n_places, 1);
+    assert_int_equal(status(rig)->n_losses, 0);
+}
+
 /* A stage that has nothing to do with the drain is lost in the middle of it: the drain comes after. */
 static void test_third_dies(void **state)
 {
@@ -323,6 +351,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_giver_dies, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(test_taker_dies, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(test_third_dies, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(test_late_about_warming, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(test_refused, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(test_spare, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(test_lies, rig_setup, rig_teardown),

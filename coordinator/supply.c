@@ -47,7 +47,7 @@ struct esp_supply {
     const struct esp_checkpoint *ck;
     const struct esp_log *log;
     uint8_t fingerprint[ESP_FINGERPRINT_BYTES], key[KEY_BYTES];
-    char path[4096]; /* of the file of hashes; "": none */
+    char dir[4000], path[4096]; /* of the file of hashes; "": none */
     uint32_t chunk_bytes, n_tensor, n_chunk;
     const struct esp_tensor **tensor;
     struct esp_tensor_info *info;
@@ -178,12 +178,17 @@ static void write_hashes(const struct esp_supply *s)
 {
     uint8_t sum[KEY_BYTES];
     char other[sizeof s->path + 8];
+    struct esp_err why;
     bool good;
     FILE *f;
     int fd;
 
     if (!s->path[0])
         return;
+    if (esp_file_make_dir(s->dir, &why)) {
+        esp_log(s->log, ESP_LOG_WARN, "manifest_not_kept why=\"%s\"", why.text);
+        return;
+    }
     seal(sum, s, s->hashes);
     snprintf(other, sizeof other, "%s.XXXXXX", s->path);
     fd = mkostemp(other, O_CLOEXEC);
@@ -371,27 +376,19 @@ static esp_status list_tensors(struct esp_supply *s, struct esp_err *err)
     return ESP_OK;
 }
 
-/* Where hashes are kept; nowhere if there is no place. */
+/* Where hashes are kept; nowhere if there is no place. Nothing is made before there is something to keep. */
 static void choose_path(struct esp_supply *s, const char *cache_dir)
 {
-    char dir[4000], hex[2 * ESP_FINGERPRINT_BYTES + 1];
-    struct esp_err why;
-    esp_status st = ESP_OK;
+    char hex[2 * ESP_FINGERPRINT_BYTES + 1];
 
-    if (cache_dir && !*cache_dir)
-        return;
     if (cache_dir)
-        snprintf(dir, sizeof dir, "%s", cache_dir);
-    else
-        st = esp_file_cache_dir(dir, sizeof dir, "manifests", &why);
-    if (!st)
-        st = esp_file_make_dir(dir, &why);
-    if (st) {
-        esp_log(s->log, ESP_LOG_WARN, "manifest_not_kept why=\"%s\"", why.text);
+        snprintf(s->dir, sizeof s->dir, "%s", cache_dir);
+    else if (esp_file_cache_dir(s->dir, sizeof s->dir, "manifests", NULL))
         return;
-    }
+    if (!s->dir[0])
+        return;
     sodium_bin2hex(hex, sizeof hex, s->fingerprint, sizeof s->fingerprint);
-    snprintf(s->path, sizeof s->path, "%s/%s-%u", dir, hex, s->chunk_bytes >> 10);
+    snprintf(s->path, sizeof s->path, "%s/%s-%u", s->dir, hex, s->chunk_bytes >> 10);
 }
 
 static esp_status read_config(struct esp_supply *s, struct esp_err *err)

@@ -30,12 +30,13 @@
 #include "model/roles.h"
 #include "worker/cache.h"
 
-#define TRIES        4
-#define WINDOW_BYTES ((size_t)32 << 20) /* asked for, or come and not yet kept */
-#define WINDOW_FIRST 4u
-#define WINDOW_LEAST 2u
-#define QUICK_NS     UINT64_C(200000000) /* from asking to having: the window may grow */
-#define SLOW_NS      UINT64_C(500000000) /* it must shrink */
+#define TRIES          4
+#define WINDOW_BYTES   ((size_t)32 << 20) /* asked for, or come and not yet kept */
+#define WINDOW_FIRST   4u
+#define WINDOW_LEAST   2u
+#define QUICK_NS       UINT64_C(200000000) /* from asking to having: the window may grow */
+#define SLOW_NS_A_BYTE UINT64_C(8000)
+#define SLOW_NS        UINT64_C(500000000) /* it must shrink */
 
 enum state { UNKNOWN, MISSING, OUT, CAME, PRESENT, FAILED };
 
@@ -954,6 +955,16 @@ void esp_depot_lost(struct esp_depot *d)
     d->n_window = WINDOW_FIRST;
     rewind_cursors(d);
     pthread_mutex_unlock(&d->lock);
+}
+
+uint64_t esp_depot_patience_ns(struct esp_depot *d)
+{
+    uint64_t ns;
+
+    pthread_mutex_lock(&d->lock);
+    ns = d->n_slots > d->n_came ? d->chunk_bytes * SLOW_NS_A_BYTE : 0;
+    pthread_mutex_unlock(&d->lock);
+    return ns;
 }
 
 int esp_depot_fd(const struct esp_depot *d)

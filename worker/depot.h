@@ -64,6 +64,9 @@ esp_status esp_depot_take(struct esp_depot *depot, struct esp_msg *msg, struct e
 /** The conversation is over: what was asked for will not come, and is asked for again. */
 void esp_depot_lost(struct esp_depot *depot);
 
+/** Whether an answer is out, and how long one may take where a network of 1 Mbit/s carries it; 0: none is. */
+uint64_t esp_depot_patience_ns(struct esp_depot *depot);
+
 /** Readable when esp_depot_fetch may have something new; asking it empties this. */
 int esp_depot_fd(const struct esp_depot *depot);
 

@@ -50,6 +50,12 @@ static bool flush(struct esp_serve *s)
     return waiting;
 }
 
+/** When the coordinator has been silent for too long. */
+static uint64_t silent_at_ns(const struct esp_serve *s)
+{
+    return s->heard_ns + s->timeout_ns + esp_serve_weights_patience_ns(s);
+}
+
 static void check_clock(struct esp_serve *s)
 {
     uint64_t now = esp_now_ns();
@@ -57,7 +63,7 @@ static void check_clock(struct esp_serve *s)
     esp_serve_check_keys(s);
     if (s->end)
         return;
-    if (s->joined && now - s->heard_ns > s->timeout_ns)
+    if (s->joined && now > silent_at_ns(s))
         esp_serve_lose(s, "silent");
     else if (!s->joined && now - s->hello_ns >= s->hello_wait_ns)
         esp_serve_hello(s);
@@ -71,8 +77,8 @@ static int next_clock_ms(const struct esp_serve *s)
     uint64_t now = esp_now_ns();
     uint64_t at = s->joined ? s->beat_ns + s->heartbeat_ns : s->hello_ns + s->hello_wait_ns;
 
-    if (s->joined && at > s->heard_ns + s->timeout_ns)
-        at = s->heard_ns + s->timeout_ns;
+    if (s->joined && at > silent_at_ns(s))
+        at = silent_at_ns(s);
     if (at <= now)
         return 0;
     at = (at - now + ESP_NS_A_MS - 1) / ESP_NS_A_MS;

@@ -130,6 +130,9 @@ void esp_serve_weights_close(struct esp_serve *s);
 /** Readable when there may be something to ask for; never, as far as that goes, while nothing can be asked. */
 int esp_serve_weights_fd(const struct esp_serve *s);
 
+/** How much longer than usual the coordinator may seem silent: a chunk on a slow network counts when all of it is here. */
+uint64_t esp_serve_weights_patience_ns(const struct esp_serve *s);
+
 /** Sends what fetches the window allows. */
 void esp_serve_weights_ask(struct esp_serve *s);
 

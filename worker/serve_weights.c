@@ -34,6 +34,11 @@ int esp_serve_weights_fd(const struct esp_serve *s)
     return may_ask(s) ? esp_depot_fd(s->depot) : esp_runner_fd(s->runner);
 }
 
+uint64_t esp_serve_weights_patience_ns(const struct esp_serve *s)
+{
+    return s->depot && s->joined ? esp_depot_patience_ns(s->depot) : 0;
+}
+
 void esp_serve_weights_ask(struct esp_serve *s)
 {
     struct esp_msg msg = {.kind = ESP_MSG_FETCH};

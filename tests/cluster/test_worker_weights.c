@@ -211,6 +211,40 @@ static void test_coordinator_returns(void **state)
     rig_expect_silence(rig, 50);
 }
 
+static void take_heartbeats(struct rig *rig, int n)
+{
+    struct esp_msg msg;
+
+    for (; n > 0; n--) {
+        rig_take(rig, 0, ESP_MSG_HEARTBEAT, &msg); /* and no Hello */
+        esp_msg_finish(&msg);
+    }
+}
+
+/* A chunk that is on its way over a slow network is no silence. */
+static void test_slow_network(void **state)
+{
+    struct rig *rig = *state;
+    struct esp_test_manifest large;
+    struct esp_msg msg;
+    int n_out = 0;
+
+    esp_test_manifest_make(&large, TINY, 4u << 20); /* half a minute each, at 1 Mbit/s */
+    rig_start(rig, 0);
+    rig_welcome(rig, 0);
+    rig_send(rig, 0, &large.msg);
+    place(rig, 1);
+    for (bool ready = false; !ready || n_out < 4;) { /* the first window; none of it is answered */
+        hear(rig, &msg);
+        ready |= msg.kind == ESP_MSG_READY;
+        n_out += msg.kind == ESP_MSG_FETCH;
+        esp_msg_finish(&msg);
+    }
+    rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_WELCOME, .welcome = {20, 100}});
+    take_heartbeats(rig, 50); /* ten times as long as it would wait for anything else */
+    esp_test_manifest_free(&large);
+}
+
 /* A manifest that makes no sense is told to the coordinator; the worker lives, and takes a good one. */
 static void test_bad_manifest(void **state)
 {
@@ -248,10 +282,8 @@ static void test_not_wanted(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_manifest_comes_late),
-        TEST(test_coordinator_returns),
-        TEST(test_bad_manifest),
-        TEST(test_not_wanted),
+        TEST(test_manifest_comes_late), TEST(test_coordinator_returns), TEST(test_slow_network),
+        TEST(test_bad_manifest),        TEST(test_not_wanted),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

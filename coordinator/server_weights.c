@@ -42,9 +42,12 @@ void esp_server_weights_leave(struct esp_server *sv, const struct esp_worker *w)
 void esp_server_from_fetch(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_fetch *fetch)
 {
     struct esp_err err;
-    esp_status st = w->has_manifest ? esp_supply_fetch(sv->supply, w->customer, fetch, &err)
-                                    : esp_fail(&err, ESP_E_PROTO, "a fetch without a manifest");
+    esp_status st;
 
+    if (w->streams && !w->has_manifest)
+        return; /* of its former conversation with us: it was on its way when the worker said hello again */
+    st = w->streams ? esp_supply_fetch(sv->supply, w->customer, fetch, &err)
+                    : esp_fail(&err, ESP_E_PROTO, "a fetch, though it has a checkpoint");
     if (st)
         esp_server_drop_worker(sv, w, ESP_E_PROTO, err.text, true);
 }

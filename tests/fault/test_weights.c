@@ -107,7 +107,7 @@ static void test_lies(void **state)
         {NO_CHUNK, "there is none"},
         {HUGE, "there is none"},
         {FLOOD, "fetches at once"},
-        {NOT_STREAMING, "a fetch without a manifest"},
+        {NOT_STREAMING, "though it has a checkpoint"},
     };
     struct rig *rig = *state;
 

@@ -53,6 +53,10 @@ struct esp_verify {
     uint32_t n_step; /* that ran: the last one may have had results that are no numbers */
     struct esp_stage_out step[N_STEP];
 
+    double *want; /* of the last part with rows of the decoder: f64[n_row,D] */
+    bool wanted;  /* it is this layer's: */
+    uint32_t wanted_layer;
+
     uint32_t n_part;
     struct part part[2 * ESP_MAX_LAYERS + ESP_MAX_LAYERS + 16];
 };
@@ -74,6 +78,7 @@ void esp_verify_destroy(struct esp_verify **verify)
         esp_stage_out_finish(&v->step[i]);
     free(v->patches);
     free(v->rows);
+    free(v->want);
     free(v);
     *verify = NULL;
 }
@@ -450,37 +455,51 @@ static esp_status text_input(const struct esp_verify *v, uint32_t layer, float *
     return text_rows(v, name, out, err);
 }
 
-/* Embedding, layer or norm: all rows are computed again, and those compared that went through these kernels. */
-static esp_status text_part(const struct esp_verify *v, const struct esp_ref_source *src,
-                            const struct part *p, double *error, struct esp_err *err)
+/* What all rows of the sequence should be after the embedding, a layer or the norm, f64[n_row, D]. x: before it. */
+static esp_status text_wanted(const struct esp_verify *v, const struct esp_ref_source *src,
+                              const struct part *p, const float *x, double *want, struct esp_err *err)
+{
+    const uint32_t n_first = v->n_row < PREFILL ? v->n_row : PREFILL;
+
+    if (p->kind == EMBED)
+        return esp_ref_text_embed(want, src, v->ids, v->n_row, err);
+    if (p->kind == NORM)
+        return esp_ref_text_norm(want, src, x, v->n_row, err);
+    return esp_ref_text_layer(want, src, p->layer, x, v->n_row, n_first < PREFIX ? n_first : PREFIX, err);
+}
+
+/* Compared are the rows that went through a part's kernels. A layer's two parts share what was computed again. */
+static esp_status text_part(struct esp_verify *v, const struct esp_ref_source *src, const struct part *p,
+                            double *error, struct esp_err *err)
 {
     const size_t width = v->c->text.width, n_first = v->n_row < PREFILL ? v->n_row : PREFILL;
-    const uint32_t n_prefix = n_first < PREFIX ? (uint32_t)n_first : PREFIX;
-    const size_t from = p->kind == TEXT_LAYER && p->decode ? n_first : 0;
-    const size_t n = p->kind == TEXT_LAYER && !p->decode ? n_first : v->n_row;
+    const bool layer = p->kind == TEXT_LAYER;
+    const size_t from = layer && p->decode ? n_first : 0, to = layer && !p->decode ? n_first : v->n_row;
     char name[64] = "prefill.inputs_embeds";
     float *x = NULL, *got = NULL;
-    double *want = malloc(v->n_row * width * sizeof *want);
-    esp_status st = want ? ESP_OK : no_memory(err);
+    esp_status st;
 
-    if (p->kind == TEXT_LAYER)
+    if (layer)
         snprintf(name, sizeof name, "prefill.layer.%u", p->layer);
     else if (p->kind == NORM)
         snprintf(name, sizeof name, "prefill.norm");
-    if (!st)
-        st = text_rows(v, name, &got, err);
+    st = text_rows(v, name, &got, err);
     if (!st && p->kind != EMBED)
         st = text_input(v, p->kind == NORM ? v->spec.dec_hi : p->layer, &x, err);
-    if (!st && p->kind == EMBED)
-        st = esp_ref_text_embed(want, src, v->ids, v->n_row, err);
-    else if (!st && p->kind == NORM)
-        st = esp_ref_text_norm(want, src, x, v->n_row, err);
-    else if (!st)
-        st = esp_ref_text_layer(want, src, p->layer, x, n, n_prefix, err);
+    if (!st && !v->want) {
+        v->want = malloc(v->n_row * width * sizeof *v->want);
+        if (!v->want)
+            st = no_memory(err);
+    }
+    if (!st && !(layer && v->wanted && v->wanted_layer == p->layer)) {
+        v->wanted = false;
+        st = text_wanted(v, src, p, x, v->want, err);
+        v->wanted = !st && layer;
+        v->wanted_layer = p->layer;
+    }
     if (!st)
-        *error = worst(&(struct rows){got + from * width, p->kind == TEXT_LAYER ? x + from * width : NULL,
-                                      want + from * width, n - from, width});
-    free(want);
+        *error = worst(&(struct rows){got + from * width, layer ? x + from * width : NULL,
+                                      v->want + from * width, to - from, width});
     free(got);
     free(x);
     return st;

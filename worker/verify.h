@@ -54,7 +54,7 @@ struct esp_verify_result {
 };
 
 /**
- * Compares part i, on any one thread; of a 3B model about half a second each.
+ * Compares part i, on any one thread; of a 3B model up to a second or two each.
  *
  * @param stop  asked between slices of it, with arg; NULL: never
  * Errors: ESP_E_NOMEM, ESP_E_CANCELLED (stop said so).

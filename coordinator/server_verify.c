@@ -23,7 +23,7 @@ static bool tell(struct esp_server *sv, struct esp_msg *msg)
 
     if (!st)
         return true;
-    esp_log(sv->log, ESP_LOG_WARN, "verify=%" PRIu64 " given_up why=\"the client cannot be told: %s\"",
+    esp_log(sv->log, ESP_LOG_DEBUG, "verify=%" PRIu64 " given_up why=\"the client cannot be told: %s\"",
             sv->verify.id, err.text);
     if (st != ESP_E_CLOSED)
         esp_server_tell_error(sv, &sv->verify.client, sv->verify.query, st, err.text);
@@ -69,7 +69,7 @@ static void begin(struct esp_server *sv)
     v->id = ++sv->last_verify;
     v->epoch = sv->cluster.epoch;
     v->n_workers = v->n_left = sv->cluster.n_stages;
-    esp_log(sv->log, ESP_LOG_INFO, "verify=%" PRIu64 " begins epoch=%" PRIu64 " workers=%" PRIu32, v->id,
+    esp_log(sv->log, ESP_LOG_DEBUG, "verify=%" PRIu64 " begins epoch=%" PRIu64 " workers=%" PRIu32, v->id,
             v->epoch, v->n_workers);
     msg.verify = (struct esp_msg_verify){.id = v->id, .epoch = v->epoch};
     for (uint32_t i = 0; i < sv->cluster.n_stages; i++) {
@@ -97,7 +97,7 @@ bool esp_server_cancel_verify(struct esp_server *sv, const struct esp_peer *from
 {
     if (!sv->verify.query || sv->verify.query != query || !esp_peer_equal(&sv->verify.client, from))
         return false;
-    esp_log(sv->log, ESP_LOG_INFO, "verify=%" PRIu64 " cancelled", sv->verify.id);
+    esp_log(sv->log, ESP_LOG_DEBUG, "verify=%" PRIu64 " cancelled", sv->verify.id);
     esp_server_tell_error(sv, from, query, ESP_E_CANCELLED, "cancelled");
     end(sv);
     return true;

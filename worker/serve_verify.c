@@ -3,8 +3,8 @@
  *
  * Device work goes through the runner like everybody's, a tower at a time, so that steps pass in between. The reference
  * takes the CPU seconds, so it is computed on a thread of its own at low priority, which hands each answer to the net
- * thread by way of the runner's finished work. A new placement or conversation ends the check; whoever asks again
- * before that thread has noticed is told so. One check at a time.
+ * thread by way of the runner's finished work. A new placement or conversation ends the check, and so does another
+ * Verify: who asks anew waits for nothing else any more. One check at a time.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -27,8 +27,9 @@ struct esp_check {
     bool has_thread;
     pthread_t thread;
     struct esp_verify *verify;
-    struct esp_work
-        *last; /* what the thread says when it is done; there from the start, so that it can be said */
+    bool has_next; /* what was asked for meanwhile begins when this one has ended */
+    struct esp_msg_verify next;
+    struct esp_work *last; /* the thread's last word; there from the start, so that it can be said */
     atomic_bool stop;
 };
 
@@ -107,25 +108,34 @@ static esp_status begin_check(struct esp_serve *s, const struct esp_msg_verify *
     return st;
 }
 
-esp_status esp_serve_verify(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
-                            struct esp_err *err)
+static void ask(struct esp_serve *s, const struct esp_msg_verify *m)
 {
-    const struct esp_msg_verify *m = &msg->verify;
+    struct esp_err err;
     esp_status st = ESP_OK;
 
     if (m->epoch != s->epoch || s->state != ESP_READY)
-        st = esp_fail(err, ESP_E_ARG, "nothing is placed here in epoch %" PRIu64, m->epoch);
-    else if (s->check)
-        st = esp_fail(err, ESP_E_LIMIT, "another check is under way: ask again when it is done");
-    else if (!esp_serve_has_room(s, from))
-        st = esp_fail(err, ESP_E_LIMIT, "too much work queued");
+        st = esp_fail(&err, ESP_E_ARG, "nothing is placed here in epoch %" PRIu64, m->epoch);
+    else if (!esp_serve_has_room(s, ESP_FROM_CONTROL))
+        st = esp_fail(&err, ESP_E_LIMIT, "too much work queued");
     if (!st)
-        st = begin_check(s, m, err);
+        st = begin_check(s, m, &err);
     if (st)
-        tell_failed(s, m->id, m->epoch, st, err->text);
+        tell_failed(s, m->id, m->epoch, st, err.text);
     else
-        esp_log(s->log, ESP_LOG_INFO, "epoch=%" PRIu64 " verify=%" PRIu64 " begins", m->epoch, m->id);
-    return ESP_OK; /* told: it is no failure of the placement */
+        esp_log(s->log, ESP_LOG_DEBUG, "epoch=%" PRIu64 " verify=%" PRIu64 " begins", m->epoch, m->id);
+}
+
+esp_status esp_serve_verify(struct esp_serve *s, enum esp_source from, struct esp_msg *msg,
+                            struct esp_err *err)
+{
+    esp_serve_verify_stop(s);
+    if (s->check) { /* its thread has yet to notice */
+        s->check->next = msg->verify;
+        s->check->has_next = true;
+    } else {
+        ask(s, &msg->verify);
+    }
+    return ESP_OK; /* what is wrong is told: it is no failure of the placement */
 }
 
 /* ---- the thread ---- */
@@ -213,18 +223,24 @@ static void ran_on_device(struct esp_serve *s, struct esp_work *w)
 
 void esp_serve_verify_ran(struct esp_serve *s, struct esp_work *w)
 {
-    struct esp_check *c = s->check;
+    struct esp_msg_verify next;
+    bool has_next;
 
     if (w->verify) {
         ran_on_device(s, w);
         return;
     }
     /* The thread's last word. */
-    if (w->generation == s->generation && w->status)
-        tell_failed(s, c->id, c->epoch, w->status, w->err.text);
-    else if (w->generation == s->generation)
-        esp_log(s->log, ESP_LOG_INFO, "epoch=%" PRIu64 " verify=%" PRIu64 " ends", c->epoch, c->id);
+    if (w->generation == s->generation && w->status && w->status != ESP_E_CANCELLED)
+        tell_failed(s, w->msg.verify.id, w->msg.verify.epoch, w->status, w->err.text);
+    else
+        esp_log(s->log, ESP_LOG_DEBUG, "epoch=%" PRIu64 " verify=%" PRIu64 " ends", w->msg.verify.epoch,
+                w->msg.verify.id);
+    next = s->check->next;
+    has_next = s->check->has_next;
     end_check(s);
+    if (has_next)
+        ask(s, &next);
 }
 
 void esp_serve_verify_stop(struct esp_serve *s)

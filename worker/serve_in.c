@@ -149,6 +149,7 @@ static esp_status on_place(struct esp_serve *s, enum esp_source from, struct esp
     esp_serve_verify_stop(s);
     s->generation++;
     s->last_step = 0;
+    memset(s->sender, 0, sizeof s->sender);
     s->state = ESP_IDLE;
     s->place = *p;
     s->place.next_enc = s->place.features_to = s->place.next_dec = NULL;
@@ -189,10 +190,57 @@ bool esp_serve_has_room(struct esp_serve *s, enum esp_source from)
     return n_works < CONTROL_WORKS && n_bytes < CONTROL_BYTES;
 }
 
+/*
+ * Whoever finds the port can send what looks right: a Release of live sequences, rows of its own making. So in each
+ * placement a path belongs to the first whose rows the stage could work with, and that is the stage before us as soon as
+ * there is any work: its connection has an identity that no earlier placement had, and with keys only it has its key.
+ */
+static enum esp_path path_of(const struct esp_serve *s, const struct esp_msg *msg,
+                             const struct esp_peer *from)
+{
+    const struct esp_peer *first = &s->sender[ESP_PATH_FEATURES];
+
+    if (msg->kind != ESP_MSG_ENCODE)
+        return ESP_PATH_STEPS;
+    if (msg->encode.payload != ESP_PAYLOAD_FEATURES)
+        return ESP_PATH_ROWS;
+    if (s->place.carry > 0 && (s->store_here || (first->n > 0 && !esp_peer_equal(first, from))))
+        return ESP_PATH_MOVED_FEATURES;
+    return ESP_PATH_FEATURES;
+}
+
+static esp_status check_sender(const struct esp_serve *s, const struct esp_msg *msg, struct esp_err *err)
+{
+    const enum esp_path path = path_of(s, msg, s->peer);
+    char who[64];
+
+    if (path == ESP_PATH_FEATURES && s->store_here)
+        return esp_fail(err, ESP_E_PROTO, "features of pictures, which are made here");
+    if (s->sender[path].n > 0 && !esp_peer_equal(&s->sender[path], s->peer))
+        return esp_fail(err, ESP_E_PROTO, "%s comes from %s in this placement", esp_msg_name(msg->kind),
+                        esp_peer_text(&s->sender[path], who, sizeof who));
+    return ESP_OK;
+}
+
+void esp_serve_claim(struct esp_serve *s, const struct esp_work *w)
+{
+    struct esp_peer *sender = &s->sender[path_of(s, &w->msg, &w->from)];
+
+    if (w->from.n == 0 || w->status)
+        return;
+    if (sender->n == 0)
+        *sender = w->from;
+    if (w->msg.kind == ESP_MSG_STEP && esp_peer_equal(sender, &w->from) && w->msg.step.id > s->last_step)
+        s->last_step = w->msg.step.id;
+}
+
 static esp_status push(struct esp_serve *s, enum esp_source from, struct esp_msg *msg, struct esp_err *err)
 {
     struct esp_work *work;
+    esp_status st = from == ESP_FROM_DATA ? check_sender(s, msg, err) : ESP_OK;
 
+    if (st)
+        return st;
     if (!esp_serve_has_room(s, from))
         return esp_fail(err, ESP_E_LIMIT, "too much work queued");
     work = esp_work_create(msg);
@@ -200,6 +248,8 @@ static esp_status push(struct esp_serve *s, enum esp_source from, struct esp_msg
         return esp_fail(err, ESP_E_NOMEM, "no memory to queue work");
     work->generation = s->generation;
     work->store_here = s->store_here;
+    if (s->peer)
+        work->from = *s->peer;
     esp_runner_push(s->runner, work);
     return ESP_OK;
 }
@@ -237,7 +287,8 @@ static esp_status on_step(struct esp_serve *s, enum esp_source from, struct esp_
     if (id <= s->last_step) /* may skip: a stage before us refused one */
         return esp_fail(err, ESP_E_PROTO, "step %" PRIu64 " after step %" PRIu64, id, s->last_step);
     st = push(s, from, msg, err);
-    if (!st)
+    if (!st &&
+        (from == ESP_FROM_CONTROL || s->sender[ESP_PATH_STEPS].n > 0)) /* a stranger's numbers bind nobody */
         s->last_step = id;
     return st;
 }

@@ -377,8 +377,10 @@ void esp_serve_finish(struct esp_serve *s, struct esp_work *w)
     } else if (w->msg.kind == ESP_MSG_KV_BLOCKS) {
         esp_serve_imported(s, w);
     } else if (w->msg.kind == ESP_MSG_ENCODE) {
+        esp_serve_claim(s, w);
         encoded(s, w);
     } else if (w->msg.kind == ESP_MSG_STEP) {
+        esp_serve_claim(s, w);
         stepped(s, w);
     } else if (w->msg.kind == ESP_MSG_RELEASE) {
         released(s, w);

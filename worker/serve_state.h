@@ -17,6 +17,9 @@
 
 enum esp_source { ESP_FROM_CONTROL, ESP_FROM_DATA };
 
+/** What comes from other stages in a placement, each from one of them; features also from the one that had them. */
+enum esp_path { ESP_PATH_ROWS, ESP_PATH_STEPS, ESP_PATH_FEATURES, ESP_PATH_MOVED_FEATURES, ESP_N_PATH };
+
 struct esp_move; /* serve_move.c */
 
 enum esp_state {
@@ -50,12 +53,13 @@ struct esp_serve {
     enum esp_state state;
     uint64_t epoch, generation;
     uint64_t last_step;
-    struct esp_msg_place place;  /* the present one; its strings are not kept (NULL) */
-    bool store_here;             /* features go to this very worker */
-    struct esp_move *moves;      /* asked for in this placement, in order, those that are done too */
-    uint32_t n_moves;            /* of them */
-    const struct esp_peer *peer; /* whose message is being handled; NULL: the coordinator's */
-    struct esp_check *check;     /* under way, or being stopped; NULL: none */
+    struct esp_msg_place place;         /* the present one; its strings are not kept (NULL) */
+    bool store_here;                    /* features go to this very worker */
+    struct esp_move *moves;             /* asked for in this placement, in order, those that are done too */
+    uint32_t n_moves;                   /* of them */
+    const struct esp_peer *peer;        /* whose message is being handled; NULL: the coordinator's */
+    struct esp_peer sender[ESP_N_PATH]; /* whose each path of the placement is; n 0: nobody's yet */
+    struct esp_check *check;            /* under way, or being stopped; NULL: none */
 
     struct esp_depot *depot;  /* NULL: there is a checkpoint here */
     bool supplied;            /* a Manifest has come since the Welcome */
@@ -161,6 +165,9 @@ esp_status esp_serve_dial(struct esp_serve *s, struct esp_outbox *box, const cha
 
 /** True if a line about bad data may still be logged in this second: who can connect could fill the disk otherwise. */
 bool esp_serve_may_log(struct esp_serve *s);
+
+/** A Step or Encode of the placement has been run: if it came from another stage, its path is that stage's from now on. */
+void esp_serve_claim(struct esp_serve *s, const struct esp_work *w);
 
 /** Whether work from there may be queued. */
 bool esp_serve_has_room(struct esp_serve *s, enum esp_source from);

@@ -368,6 +368,63 @@ static void test_hostile_data_peers(void **state)
     assert_true(rig_count_log(rig, "refused from=") < 1000);
 }
 
+/* What looks right and comes from a stranger, once the stages know each other: live sequences and pictures are safe. */
+static void test_strangers_with_good_messages(void **state)
+{
+    struct rig *rig = *state;
+    const int32_t ids[] = {3, 1, 4, 1};
+    const float rows[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+    const struct esp_seq_rows next = {.seq = 6, .pos = 3, .n_tok = 1}, other = {.seq = 77, .n_tok = 1};
+    const uint64_t seqs[] = {6}, images[] = {9};
+    struct esp_msg step = {.kind = ESP_MSG_STEP, .n_blobs = 1, .blob = {{.data = rows, .n_bytes = 16}}};
+    struct esp_msg encode = {.kind = ESP_MSG_ENCODE, .n_blobs = 1, .blob = {{.data = rows, .n_bytes = 32}}};
+    struct esp_link *link;
+    struct esp_msg msg;
+
+    rig_join(rig, 2);
+    rig_place_all(rig, 2, 4);
+    link = rig_dial(rig, 1, "mallory");
+    step.step = (struct esp_msg_step){.epoch = 4,
+                                      .id = UINT64_MAX,
+                                      .payload = ESP_PAYLOAD_ROWS,
+                                      .rows = 1,
+                                      .width = 3,
+                                      .n_seqs = 1,
+                                      .seqs = &other};
+    step.blob[0].n_bytes = 12;
+    send_data(
+        link,
+        &step); /* before there is any work: of no use to anybody, so it says nothing about the next one */
+    rig_take_error(rig, 1, ESP_E_PROTO, "rows of width 3", 4, UINT64_MAX, 0);
+
+    rig_send_rows(rig, 0, 4, 1, 6, 0, ids, 3);
+    assert_true(rig_take_result(rig, 1, 4, 1) == rig_expected(ids, 3));
+    rig_send_pixels(rig, 0, 4, 9, 2, false);
+    rig_take(rig, 0, ESP_MSG_STORED, &msg);
+    esp_msg_finish(&msg);
+
+    step.step.width = 4;
+    step.step.seqs = &next;
+    step.blob[0].n_bytes = 16;
+    send_data(link, &step);
+    rig_expect_log(rig, "refused from=mallory epoch=4 cause=\"step comes from w0/dec/", 1);
+    send_data(link, &(struct esp_msg){.kind = ESP_MSG_RELEASE, .release = {4, 1, 1, seqs, images}});
+    rig_expect_log(rig, "refused from=mallory epoch=4 cause=\"release comes from w0/dec/", 1);
+    encode.encode =
+        (struct esp_msg_encode){.epoch = 4, .image = 9, .payload = ESP_PAYLOAD_ROWS, .rows = 2, .width = 4};
+    send_data(link, &encode);
+    rig_expect_log(rig, "refused from=mallory epoch=4 cause=\"encode comes from w0/enc/", 1);
+    esp_link_destroy(&link);
+    link = rig_dial(rig, 0, "mallory");
+    encode.encode.payload = ESP_PAYLOAD_FEATURES;
+    send_data(link, &encode);
+    rig_expect_log(rig, "refused from=mallory epoch=4 cause=\"encode comes from w1/features/", 1);
+    esp_link_destroy(&link);
+
+    rig_send_rows(rig, 0, 4, 2, 6, 3, ids + 3, 1);
+    assert_true(rig_take_result(rig, 1, 4, 2) == rig_expected(ids, 4));
+}
+
 static void test_bad_control_messages(void **state)
 {
     struct rig *rig = *state;
@@ -519,6 +576,7 @@ int main(void)
         WITH_RIG(test_device_lost),
         WITH_RIG(test_wrong_epochs_and_states),
         WITH_RIG(test_hostile_data_peers),
+        WITH_RIG(test_strangers_with_good_messages),
         WITH_RIG(test_bad_control_messages),
         WITH_RIG(test_back_pressure),
         WITH_RIG(test_coordinator_floods),

@@ -1,5 +1,6 @@
 #include "coordinator/server.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,10 +13,11 @@
 #define TIMEOUT_MS   1600 /* so that a silent worker is found out about within 2 s */
 #define LIVELY_MS                                                                                            \
     50 /* while sessions live: progress is told, and what a slow client did not take is tried again */
-#define SEND_AGAIN_MS 5   /* nothing tells when a full queue has room */
-#define HWM           512 /* messages queued a peer */
-#define LINGER_MS     500 /* for the goodbyes */
-#define BURST         256 /* messages taken before the rest has its turn */
+#define SEND_AGAIN_MS  5   /* nothing tells when a full queue has room */
+#define HWM            512 /* messages queued a peer */
+#define LINGER_MS      500 /* for the goodbyes */
+#define NOISE_A_SECOND 20  /* log lines about peers that are none of ours */
+#define BURST          256 /* messages taken before the rest has its turn */
 
 double esp_server_now(void)
 {
@@ -212,7 +214,34 @@ static bool is_client_kind(enum esp_msg_kind kind)
     }
 }
 
-/* Nonsense from someone: told once, and dropped with all that is theirs. */
+bool esp_server_may_log(struct esp_server *sv, const struct esp_peer *from)
+{
+    struct esp_server_noise *noise = &sv->noise;
+    const double now = esp_server_now();
+
+    for (uint32_t i = 0; i < ESP_SERVER_LIARS; i++) {
+        if (noise->named[i].n > 0 && esp_peer_equal(&noise->named[i], from)) {
+            noise->n_unlogged++;
+            return false;
+        }
+    }
+    if (now - noise->since >= 1) {
+        noise->since = now;
+        noise->n = 0;
+        if (noise->n_unlogged > 0)
+            esp_log(sv->log, ESP_LOG_WARN, "bad_messages_unlogged n=%" PRIu64, noise->n_unlogged);
+        noise->n_unlogged = 0;
+    }
+    if (noise->n == NOISE_A_SECOND) {
+        noise->n_unlogged++;
+        return false;
+    }
+    noise->n++;
+    noise->named[noise->next++ % ESP_SERVER_LIARS] = *from;
+    return true;
+}
+
+/* Nonsense from someone: told, logged once, and dropped with all that is theirs. */
 static void refuse(struct esp_server *sv, const struct esp_peer *from, struct esp_worker *worker,
                    const char *text)
 {
@@ -222,9 +251,10 @@ static void refuse(struct esp_server *sv, const struct esp_peer *from, struct es
         esp_server_drop_worker(sv, worker, ESP_E_PROTO, text, true);
         return;
     }
-    esp_log(sv->log, ESP_LOG_WARN, "peer=%s%s%s%s%s bad_message why=\"%s\" action=drop",
-            esp_peer_text(from, name, sizeof name), from->member ? " " : "",
-            from->member ? esp_member_name(from->member) : "", from->member ? "=" : "", from->user, text);
+    if (esp_server_may_log(sv, from))
+        esp_log(sv->log, ESP_LOG_WARN, "peer=%s%s%s%s%s bad_message why=\"%s\" action=drop",
+                esp_peer_text(from, name, sizeof name), from->member ? " " : "",
+                from->member ? esp_member_name(from->member) : "", from->member ? "=" : "", from->user, text);
     esp_server_tell_error(sv, from, 0, ESP_E_PROTO, text);
     esp_server_drop_client(sv, from);
 }

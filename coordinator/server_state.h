@@ -88,6 +88,16 @@ struct esp_move {
     uint64_t kv_bytes;
 };
 
+#define ESP_SERVER_LIARS 32
+
+/** What keeps strangers from filling the log: each is named once, and not too many a second. */
+struct esp_server_noise {
+    double since; /* start of the second that n counts in */
+    uint32_t n, next;
+    uint64_t n_unlogged;
+    struct esp_peer named[ESP_SERVER_LIARS]; /* the last ones */
+};
+
 struct esp_server {
     struct esp_server_options opt;
     struct esp_cluster_options cluster_opt;
@@ -135,6 +145,7 @@ struct esp_server {
     struct esp_meter token_meter;
     struct esp_verification verify;
     uint64_t last_verify;
+    struct esp_server_noise noise;
     char doing[96]; /* "" or what goes on, for people: "moving layers of w2" */
 };
 
@@ -147,6 +158,9 @@ void esp_server_tell_worker(struct esp_server *sv, struct esp_worker *w, struct 
 /** An Error to anyone, as good as it goes. */
 void esp_server_tell_error(struct esp_server *sv, const struct esp_peer *to, uint64_t session,
                            esp_status code, const char *text);
+
+/** Whether a line about what is wrong with this peer, which is none of ours, may be logged. */
+bool esp_server_may_log(struct esp_server *sv, const struct esp_peer *from);
 
 /* ---- server_workers.c ---- */
 

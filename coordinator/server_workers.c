@@ -24,8 +24,9 @@ static void admit_worker(struct esp_server *sv, const struct esp_peer *from,
     struct esp_err err;
 
     if (esp_roster_join(&w, sv->roster, from, hello, esp_server_now(), &err)) {
-        esp_log(sv->log, ESP_LOG_WARN, "worker=%s refused why=\"%s\"", hello->name ? hello->name : "",
-                err.text);
+        if (esp_server_may_log(sv, from))
+            esp_log(sv->log, ESP_LOG_WARN, "worker=%s refused why=\"%s\"", hello->name ? hello->name : "",
+                    err.text);
         esp_server_tell_error(sv, from, 0, err.code, err.text);
         return;
     }

@@ -12,8 +12,8 @@
  * heartbeats notice. The price: whoever can connect can also pose as a peer whose id it knows and receive
  * what is meant for it. Without handover it could do the same by coming first, so a routing id proves nothing
  * in either case. Nor does libzmq 4.3 let go of a connection that was taken over and sends on: its descriptor stays
- * open until the process ends, and who can connect without keys could use all of them up. Keys do prove it: with them a peer is its routing id and its key together (esp_peer_equal), and our own links
- * choose ids that others cannot guess.
+ * open until the process ends, and who can connect without keys could use all of them up. Keys do prove it: with them a
+ * peer is its routing id and its key together (esp_peer_equal), and our own links choose ids that others cannot guess.
  */
 #include "proto/link.h"
 

@@ -40,7 +40,7 @@ struct esp_work {
     bool store_here;     /* ENCODE: features that come out stay on this worker */
     bool carry;          /* PLACE: the stage that is here is the one of the epoch it carries */
     bool export; /* KV_BLOCKS (layer, first) and ENCODE (image): of the placement before, to send on */
-    struct esp_peer from; /* who sent it, of what other workers send; n 0: the coordinator */
+    struct esp_peer from;    /* who sent it, of what other workers send; n 0: the coordinator */
     struct esp_shelf *shelf; /* MANIFEST: of the new checkpoint; the runner's once it has run */
     struct esp_checkpoint
         *ck; /* MANIFEST: the new one, borrowed; afterwards the one before, which nobody uses; NULL: none */

@@ -179,6 +179,6 @@ esp_status esp_serve_on_chunk(struct esp_serve *s, enum esp_source from, struct 
 void esp_serve_weights_changed(struct esp_serve *s, struct esp_work *work)
 {
     esp_serve_verify_finish(s); /* it may be reading the former one's tensors */
-    if (!work->status) /* else the device is lost, and nothing has changed */
+    if (!work->status)          /* else the device is lost, and nothing has changed */
         esp_depot_retire(s->depot, work->ck);
 }

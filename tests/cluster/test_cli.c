@@ -68,6 +68,7 @@ static const struct usage_case bad_usage[] = {
     {{"run", "--connect", "ipc:///x", "--workers", "2", "caption"},
      2,
      "--workers is for a cluster started here"},
+    {{RUN, "--patience", "5", "caption"}, 2, "--patience goes with --connect"},
     {{"run", "--connect", "ipc:///x", "--device", "0", "caption"},
      2,
      "--device is for a cluster started here"},

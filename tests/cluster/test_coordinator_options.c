@@ -44,6 +44,15 @@ static const struct {
      "--context 65536: takes 2 to 65535 tokens"},
     {"an endpoint for all", {"--model", TINY, "--bind", "tcp://0.0.0.0:*"}, 2, "0.0.0.0"},
     {"an endpoint that is none", {"--model", TINY, "--bind", "nonsense"}, 2, "nonsense"},
+    {"a journal and none",
+     {"--model", TINY, "--bind", "ipc:///tmp/x", "--journal", "/tmp/j", "--no-journal"},
+     2,
+     "--journal: goes against --no-journal"},
+    {"a journal in no folder",
+     {"--model", TINY, "--bind", "ipc:///tmp/esp-no-journal", "--journal", "/nonexistent/j"},
+     1,
+     "journal /nonexistent/j: No such file"},
+    {"no time to come back", {"--resume-within", "0"}, 2, "not a value"},
     {"a folder that is missing", {"--model", TINY, "--bind", "ipc:///nonexistent/x"}, 1, "/nonexistent/x"},
 };
 

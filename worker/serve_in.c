@@ -62,6 +62,9 @@ static esp_status on_error(struct esp_serve *s, enum esp_source from, struct esp
 
     if (!s->joined && !s->asked) { /* the conversation it belongs to is over already */
         esp_log(s->log, ESP_LOG_DEBUG, "coordinator_error cause=\"%s\"", m->text);
+    } else if (!s->joined && m->code == ESP_E_CLOSED) {
+        /* To something said before this Hello, by us or by a process that had our name: its answer is to come. */
+        esp_log(s->log, ESP_LOG_DEBUG, "coordinator_error cause=\"%s\" action=wait", m->text);
     } else if (!s->joined && s->known && m->code == ESP_E_ARG) {
         /* It takes us for joined still. It forgets us once it has not heard of us for its timeout. */
         esp_log(s->log, ESP_LOG_WARN, "hello_refused cause=\"%s\" action=retry", m->text);

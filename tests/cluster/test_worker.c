@@ -59,6 +59,23 @@ static void test_coordinator_says_bye(void **state)
     assert_int_equal(rig_wait(rig, 0), ESP_OK);
 }
 
+/* An answer to what was said before, perhaps by another process of that name, is none to this Hello. */
+static void test_late_answer(void **state)
+{
+    struct rig *rig = *state;
+    struct esp_msg late = {.kind = ESP_MSG_ERROR}, msg;
+
+    rig_start(rig, 0);
+    rig_take(rig, -1, ESP_MSG_HELLO, &msg);
+    esp_msg_finish(&msg);
+    rig->w[0].peer = (struct esp_peer){.n = 2, .id = "w0"};
+    late.error = (struct esp_msg_error){.code = ESP_E_CLOSED, .text = "you have not joined: say hello first"};
+    rig_send(rig, 0, &late);
+    rig_welcome(rig, 0); /* it has said Hello again, as nobody answered */
+    rig_take(rig, 0, ESP_MSG_HEARTBEAT, &msg);
+    esp_msg_finish(&msg);
+}
+
 static void test_coordinator_refuses(void **state)
 {
     struct rig *rig = *state;
@@ -274,6 +291,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_RIG(test_join_and_leave),
         WITH_RIG(test_coordinator_says_bye),
+        WITH_RIG(test_late_answer),
         WITH_RIG(test_coordinator_refuses),
         WITH_RIG(test_stops_without_coordinator),
         WITH_RIG(test_bad_endpoints),

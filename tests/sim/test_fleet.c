@@ -170,7 +170,7 @@ static double report_bubbles(const struct fleet *f, const struct window *w)
 
 static void test_crowd(void **state)
 {
-    const uint32_t n_sessions = fleet_soak() ? 1000 : 360;
+    const uint32_t n_sessions = fleet_soak() ? 1000 : 300;
     const char *args[] = {"--workers", "64",           "--context", "256", "--kv-tokens",
                           "65536",     "--max-images", "16",        NULL};
     double *first, busiest, fairness;

@@ -93,7 +93,8 @@ void esp_server_reconsider(struct esp_server *sv)
             esp_server_reconsider(sv);
             return;
         }
-        esp_server_not_ready(sv, err.code, err.text);
+        if (n_joined == 0) /* otherwise those who are here have failed: sv->why says how */
+            esp_server_not_ready(sv, err.code, err.text);
     } else if (!place(sv, &err)) {
         return;
     } else if (esp_server_give_up_drains(sv, &err)) { /* rather those than nobody */

@@ -122,6 +122,7 @@ struct launch {
 static void launch(struct esp_rec *rec, const struct launch *l)
 {
     struct esp_space *sp = rec->space;
+    const uint32_t n_pipe = esp_pipes_count(sp->vk->pipes);
     VkPipeline pipe;
     uint32_t slot;
 
@@ -135,7 +136,9 @@ static void launch(struct esp_rec *rec, const struct launch *l)
         }
     }
     rec->st = esp_pipe_get(&pipe, sp->vk, l->code, l->spec, l->n_spec, rec->err);
-    if (rec->st)
+    if (rec->dry && !rec->st && esp_pipes_count(sp->vk->pipes) > n_pipe)
+        rec->st = ESP_E_TIMEOUT;
+    if (rec->st || rec->dry)
         return;
     slot = grid_slot(rec, &l->grid);
     if (rec->st)

@@ -89,6 +89,7 @@ struct esp_rec {
     struct esp_space *space;
     struct esp_grids *grids;
     VkCommandBuffer cmd;
+    bool dry; /* nothing is recorded: the first pipeline that is missing is made, then st is ESP_E_TIMEOUT */
     esp_status st;
     struct esp_err *err;
 };

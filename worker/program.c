@@ -137,7 +137,7 @@ static void begin(struct recorder *r, struct esp_program *p)
 {
     struct esp_segment *seg;
 
-    if (r->rec.st)
+    if (r->rec.st || r->rec.dry)
         return;
     if (p->n == p->cap) {
         uint32_t cap = p->cap ? 2 * p->cap : 8;
@@ -164,7 +164,7 @@ static void end(struct recorder *r, struct esp_program *p, const char *name, int
 {
     struct esp_segment *seg;
 
-    if (r->rec.st)
+    if (r->rec.st || r->rec.dry)
         return;
     seg = &p->seg[p->n - 1];
     if (layer >= 0)
@@ -351,6 +351,11 @@ static void head_program(struct recorder *r, struct esp_program *p, uint32_t few
     end(r, p, "", -1, at->logits, t->vocab);
 }
 
+static bool has_decoder(const struct esp_stage_spec *spec)
+{
+    return spec->dec_lo < spec->dec_hi || spec->embed || spec->head;
+}
+
 static void recorder_init(struct recorder *r, struct esp_programs *ps, struct esp_space *space,
                           const struct esp_weights *w, const struct esp_config *c,
                           const struct esp_stage_spec *spec, struct esp_err *err)
@@ -375,35 +380,66 @@ esp_status esp_programs_few(struct esp_programs *ps, enum esp_decode_few few, st
     return r.rec.st;
 }
 
+/* All but the decode programs and the head's. */
+static void record(struct recorder *r)
+{
+    const struct esp_stage_spec *spec = r->spec;
+    const struct esp_config *c = r->c;
+    struct esp_programs *ps = r->ps;
+
+    if (spec->enc_lo < spec->enc_hi || spec->patch || spec->projector)
+        encode_program(r);
+    if (has_decoder(spec))
+        decoder_program(r, &ps->prefill, 0);
+    for (uint32_t i = 0; i < spec->dec_hi - spec->dec_lo; i++) {
+        const struct esp_attn_how attn = decoder_attn(r, i);
+        begin(r, &ps->store_kv);
+        esp_op_rope_kv(&r->rec, ps->at.tqkv, &attn);
+        end(r, &ps->store_kv, "", -1, ps->at.tqkv, 0);
+    }
+    if (spec->head) {
+        begin(r, &ps->full);
+        esp_op_rows_out(&r->rec, ps->at.logits, c->text.vocab, ps->at.full_at, ESP_COUNT_WANTS);
+        end(r, &ps->full, "", -1, ps->at.logits, c->text.vocab);
+        begin(r, &ps->norm_all);
+        norm(r, ps->at.th, ps->at.tx, ESP_NORM_RMS, c->text.width, r->w->norm_final, ESP_NONE,
+             c->text.rms_eps);
+        end(r, &ps->norm_all, "prefill.norm", -1, ps->at.th, c->text.width);
+    }
+}
+
 esp_status esp_programs_record(struct esp_programs *ps, struct esp_space *space, const struct esp_weights *w,
                                const struct esp_config *c, const struct esp_stage_spec *spec,
                                struct esp_err *err)
 {
-    const bool enc = spec->enc_lo < spec->enc_hi || spec->patch || spec->projector;
-    const bool dec = spec->dec_lo < spec->dec_hi || spec->embed || spec->head;
     struct recorder r;
 
     recorder_init(&r, ps, space, w, c, spec, err);
-    if (enc)
-        encode_program(&r);
-    if (dec)
-        decoder_program(&r, &ps->prefill, 0);
-    for (uint32_t i = 0; i < spec->dec_hi - spec->dec_lo; i++) {
-        const struct esp_attn_how attn = decoder_attn(&r, i);
-        begin(&r, &ps->store_kv);
-        esp_op_rope_kv(&r.rec, ps->at.tqkv, &attn);
-        end(&r, &ps->store_kv, "", -1, ps->at.tqkv, 0);
-    }
-    if (spec->head) {
-        begin(&r, &ps->full);
-        esp_op_rows_out(&r.rec, ps->at.logits, c->text.vocab, ps->at.full_at, ESP_COUNT_WANTS);
-        end(&r, &ps->full, "", -1, ps->at.logits, c->text.vocab);
-        begin(&r, &ps->norm_all);
-        norm(&r, ps->at.th, ps->at.tx, ESP_NORM_RMS, c->text.width, w->norm_final, ESP_NONE, c->text.rms_eps);
-        end(&r, &ps->norm_all, "prefill.norm", -1, ps->at.th, c->text.width);
-    }
-    if (!r.rec.st && dec)
+    record(&r);
+    if (!r.rec.st && has_decoder(spec))
         r.rec.st = esp_programs_few(ps, ESP_FEW_1, space, w, c, spec, err);
+    return r.rec.st;
+}
+
+esp_status esp_programs_prepare(struct esp_programs *ps, struct esp_vk *vk, const struct esp_weights *w,
+                                const struct esp_config *c, const struct esp_stage_spec *spec, bool few,
+                                struct esp_err *err)
+{
+    const struct esp_buf none = {0};
+    struct esp_space space = {.vk = vk, .n_chunk = w->n_chunk};
+    struct recorder r;
+
+    for (uint32_t i = 0; i < w->n_chunk; i++)
+        space.chunk[i] = &none;
+    recorder_init(&r, ps, &space, w, c, spec, err);
+    r.rec.dry = true;
+    record(&r);
+    for (uint32_t i = 0; i < (few ? ESP_N_FEW : ESP_FEW_1 + 1); i++) {
+        if (has_decoder(spec))
+            decoder_program(&r, &ps->decode[i], few_rows[i]);
+        if (spec->head)
+            head_program(&r, &ps->head[i], few_rows[i]);
+    }
     return r.rec.st;
 }
 

@@ -66,6 +66,15 @@ esp_status esp_programs_record(struct esp_programs *programs, struct esp_space *
 esp_status esp_programs_few(struct esp_programs *programs, enum esp_decode_few few, struct esp_space *space,
                             const struct esp_weights *weights, const struct esp_config *config,
                             const struct esp_stage_spec *spec, struct esp_err *err);
+/**
+ * Makes the first pipeline that is missing of those that the programs of `spec` will ask for, and records nothing: a
+ * compiler may take longer than all the rest. ps->at is planned; weights are planned, and need not be anywhere.
+ * @param few  also those of programs that esp_programs_few would record
+ * Errors: ESP_E_TIMEOUT (one was made: there may be more), else as esp_programs_record.
+ */
+esp_status esp_programs_prepare(struct esp_programs *programs, struct esp_vk *vk,
+                                const struct esp_weights *weights, const struct esp_config *config,
+                                const struct esp_stage_spec *spec, bool few, struct esp_err *err);
 void esp_programs_finish(struct esp_programs *programs, struct esp_vk *vk);
 
 /** Smallest variant that takes n rows at once; beyond 8 it goes round. */

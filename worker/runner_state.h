@@ -53,6 +53,7 @@ struct esp_runner {
     struct esp_work *warm;        /* a warm Place that has begun; it runs between other work */
     uint64_t warm_begun_ns;       /* when it began */
     uint64_t warm_after_ns;       /* not before: its bytes have yet to come; 0: now */
+    bool warm_loaded;             /* its weights are here; kernels may be missing */
     uint64_t slice_bytes;         /* of its next slice */
     uint64_t slice_ns, worked_ns; /* what its last slice took, and other work since */
 };

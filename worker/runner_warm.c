@@ -12,6 +12,7 @@ void esp_runner_warm_begin(struct esp_runner *r, struct esp_work *work)
     r->warm_begun_ns = esp_now_ns();
     r->warm_after_ns = r->slice_ns = r->worked_ns = r->progress_ns = 0;
     r->slice_bytes = ESP_SHELF_SLICE;
+    r->warm_loaded = false;
     esp_runner_set_aside(r);
 }
 
@@ -33,6 +34,24 @@ void esp_runner_warm_supersede(struct esp_runner *r)
     warm_end(r);
 }
 
+/* The kernels too, one at a time: a compiler would have everybody wait when layers change hands. */
+static void prepare(struct esp_runner *r, struct esp_work *work, const struct esp_stage_spec *spec)
+{
+    uint64_t start = esp_now_ns();
+    struct esp_err err;
+    esp_status st = esp_stage_prepare(r->shelf, spec, !r->stage, &err);
+
+    r->slice_ns = esp_now_ns() - start;
+    r->worked_ns = 0;
+    if (st == ESP_E_TIMEOUT)
+        return;
+    if (st == ESP_E_DEVICE) { /* whatever else is wrong, the placement will say */
+        work->status = esp_fail(&work->err, ESP_E_DEVICE, "%s", err.text);
+        r->dead = true;
+    }
+    warm_end(r);
+}
+
 void esp_runner_warm_slice(struct esp_runner *r)
 {
     struct esp_work *work = r->warm;
@@ -40,6 +59,10 @@ void esp_runner_warm_slice(struct esp_runner *r)
     uint64_t start = esp_now_ns();
     struct esp_shelf_slice slice = {0};
 
+    if (r->warm_loaded && !r->dead) {
+        prepare(r, work, &spec);
+        return;
+    }
     if (r->dead)
         work->status = esp_fail(&work->err, ESP_E_DEVICE, "the device is lost");
     else
@@ -62,7 +85,8 @@ void esp_runner_warm_slice(struct esp_runner *r)
     if (slice.lacking_bytes > 0)
         esp_runner_tell_loading(r, work, work->info.loaded_bytes,
                                 work->info.loaded_bytes + slice.lacking_bytes);
-    if (work->status || slice.lacking_bytes == 0)
+    r->warm_loaded = !work->status && !r->warm_after_ns && slice.lacking_bytes == 0;
+    if (work->status)
         warm_end(r);
 }
 

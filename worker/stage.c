@@ -190,6 +190,28 @@ done:
     return st;
 }
 
+esp_status esp_stage_prepare(struct esp_shelf *shelf, const struct esp_stage_spec *spec, bool few,
+                             struct esp_err *err)
+{
+    struct esp_vk *vk = esp_shelf_vk(shelf);
+    const struct esp_config *c = esp_checkpoint_config(esp_shelf_checkpoint(shelf));
+    const uint32_t n_blocks = (uint32_t)(esp_round_up(spec->kv_tokens, ESP_KV_BLOCK) / ESP_KV_BLOCK);
+    struct esp_programs ps = {0};
+    struct esp_weights weights = {0};
+    esp_status st = esp_stage_spec_check(spec, c, err);
+
+    if (!st)
+        st = esp_layout_plan(&ps.at, c, spec, n_blocks, err);
+    if (!st)
+        st = esp_weights_plan(&weights, shelf, spec, spec->max_rows, err);
+    if (!st)
+        st = esp_programs_prepare(&ps, vk, &weights, c, spec, few, err);
+    if (!st)
+        esp_pipes_save(vk->pipes);
+    esp_weights_finish(&weights);
+    return st;
+}
+
 void esp_stage_leave_shelf(struct esp_stage *s)
 {
     if (s->on_shelf)

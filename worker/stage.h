@@ -58,6 +58,15 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
                             esp_load_progress progress, void *progress_arg, struct esp_err *err);
 void esp_stage_destroy(struct esp_stage **stage);
 
+/**
+ * Compiles the first kernel that is missing of those that a stage of `spec` will run, so that making it need not wait for
+ * that. Takes no memory of the device.
+ * @param few  also those that a stage compiles when first several sequences are in a step
+ * Errors: ESP_E_TIMEOUT (there may be more: call again), else as esp_stage_create; none but ESP_E_DEVICE does any harm.
+ */
+esp_status esp_stage_prepare(struct esp_shelf *shelf, const struct esp_stage_spec *spec, bool few,
+                             struct esp_err *err);
+
 /** What it was made for, and whose weights it has; borrowed. */
 const struct esp_stage_spec *esp_stage_spec(const struct esp_stage *stage);
 const struct esp_checkpoint *esp_stage_checkpoint(const struct esp_stage *stage);

@@ -189,6 +189,11 @@ void esp_pipes_destroy(struct esp_pipes **psp)
     *psp = NULL;
 }
 
+uint32_t esp_pipes_count(const struct esp_pipes *ps)
+{
+    return ps->n;
+}
+
 esp_status esp_pipe_get(VkPipeline *out, struct esp_vk *vk, const struct esp_kernel_code *code,
                         const uint32_t *spec, uint32_t n_spec, struct esp_err *err)
 {

@@ -29,6 +29,9 @@ void esp_pipes_save(struct esp_pipes *pipes);
 esp_status esp_pipe_get(VkPipeline *out, struct esp_vk *vk, const struct esp_kernel_code *code,
                         const uint32_t *spec, uint32_t n_spec, struct esp_err *err);
 
+/** How many there are. */
+uint32_t esp_pipes_count(const struct esp_pipes *pipes);
+
 /** One layout for all kernels: the texel buffers (texel class) and ESP_PUSH_MAX bytes of push constants. */
 VkPipelineLayout esp_pipe_layout(const struct esp_vk *vk);
 /** Set layout of the texel class: weights, activations, KV; VK_NULL_HANDLE in the plain class. */

@@ -51,6 +51,16 @@ esp_status sim_stage_inherit(struct esp_stage *s, const struct esp_stage *former
     return st;
 }
 
+esp_status esp_stage_prepare(struct esp_shelf *shelf, const struct esp_stage_spec *spec, bool few,
+                             struct esp_err *err)
+{
+    (void)few;
+    (void)shelf;
+    (void)spec;
+    (void)err;
+    return ESP_OK;
+}
+
 void esp_stage_retire(struct esp_stage *s)
 {
     if (s->on_shelf)

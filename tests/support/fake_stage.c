@@ -135,6 +135,16 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
     return ESP_OK;
 }
 
+esp_status esp_stage_prepare(struct esp_shelf *shelf, const struct esp_stage_spec *spec, bool few,
+                             struct esp_err *err)
+{
+    (void)few;
+    (void)shelf;
+    (void)spec;
+    (void)err;
+    return ESP_OK;
+}
+
 void esp_stage_destroy(struct esp_stage **stage)
 {
     free(*stage);

@@ -629,6 +629,7 @@ void rig_pump(struct rig *rig, int ms)
         for (int i = 0; i < RIG_WORKERS; i++) {
             struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
             msg.heartbeat.epoch = rig->w[i].place.epoch;
+            msg.heartbeat.n_queued = rig->w[i].n_held;
             if (rig->w[i].link && rig->w[i].welcome && !rig->w[i].mute)
                 (void)esp_link_send(rig->w[i].link, NULL, &msg, NULL);
         }

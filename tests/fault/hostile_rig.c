@@ -81,6 +81,8 @@ void hostile_start(struct hostile_proc *p, const char *name, const char *program
     snprintf(p->name, sizeof p->name, "%s", name);
     snprintf(p->out, sizeof p->out, "%s/%s.out", in_dir, p->name);
     snprintf(p->log, sizeof p->log, "%s/%s.log", in_dir, p->name);
+    unlink(p->out); /* what an earlier one of this name said is not this one's */
+    unlink(p->log);
     p->pid = fork();
     assert_true(p->pid >= 0);
     if (p->pid == 0) {

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MAX_EPOCH (UINT64_C(1) << 62) /* the highest one still has others above it */
+
 struct esp_roster {
     uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
     uint32_t n;
@@ -104,6 +106,8 @@ static esp_status hello_check(const struct esp_roster *r, const struct esp_peer 
         return esp_fail(err, ESP_E_ARG,
                         "hello: a worker named %s is here already; give this one another --name",
                         hello->name);
+    if (hello->epoch >= MAX_EPOCH)
+        return esp_fail(err, ESP_E_PROTO, "hello: %s has been in an epoch that cannot be", hello->name);
     if (!hello->wants_weights && memcmp(r->fingerprint, hello->fingerprint, sizeof r->fingerprint) != 0) {
         char ours[17], theirs[17];
         hex8(ours, r->fingerprint);
@@ -153,6 +157,7 @@ esp_status esp_roster_join(struct esp_worker **out, struct esp_roster *roster, c
     keep(w->device_driver, sizeof w->device_driver, hello->device.driver);
     keep(w->device_variant, sizeof w->device_variant, hello->device.variant);
     w->streams = hello->wants_weights;
+    w->had_epoch = hello->epoch;
     w->device = hello->device;
     w->device.name = w->device_name;
     w->device.driver = w->device_driver;

@@ -60,7 +60,8 @@ struct esp_worker {
     bool lost;                                                /* a message could not be sent: to be removed */
     enum { ESP_WARM_NO, ESP_WARM_ASKED, ESP_WARM_DONE } warm; /* it loads weights for a placement to come */
     uint64_t warm_done, warm_total;
-    bool draining; /* somebody wants it out: no placement takes it */
+    uint64_t had_epoch; /* under an earlier coordinator: what may still come of that is stale */
+    bool draining;      /* somebody wants it out: no placement takes it */
 
     bool streams;      /* it has no checkpoint, and fetches its weights from us */
     bool has_manifest; /* and has been sent what there is */

@@ -30,6 +30,10 @@ static void admit_worker(struct esp_server *sv, const struct esp_peer *from,
         esp_server_tell_error(sv, from, 0, err.code, err.text);
         return;
     }
+    /* The coordinator before us has had epochs, too. Work of that time may still be between the stages, and must not be
+     * taken for ours. */
+    if (w->had_epoch > sv->cluster.last_epoch)
+        sv->cluster.last_epoch = w->had_epoch;
     esp_log(sv->log, ESP_LOG_INFO,
             "worker=%s joined device=\"%s\" driver=\"%s\" memory_mib=%" PRIu64 " endpoint=%s%s%s%s", w->name,
             w->device_name, w->device_driver, w->device.memory_bytes >> 20, w->endpoint,
@@ -96,7 +100,7 @@ static void settle_parked(struct esp_server *sv)
 static int epoch_check(const struct esp_server *sv, const struct esp_worker *w, uint64_t epoch)
 {
     if (epoch > w->epoch || epoch == 0)
-        return -1;
+        return epoch > 0 && epoch <= w->had_epoch ? 1 : -1;
     return epoch < sv->cluster.epoch || !sv->cluster.placed;
 }
 

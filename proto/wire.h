@@ -109,6 +109,7 @@ struct esp_msg_hello {
     const char *software;
     const char *key; /* of the data socket, in Z85; "" without keys */
     bool wants_weights;
+    uint64_t epoch;
 };
 
 struct esp_msg_welcome {

@@ -100,6 +100,7 @@ static const struct esp_wire_field hello_fields[] = {
     STR(HELLO, software, LINE, 0, LABEL_MAX),
     STR(HELLO, key, KEY, 0, ESP_KEY_TEXT),
     BOOL(HELLO, wants_weights),
+    U64(HELLO, epoch, 0),
 };
 TABLE(hello, HELLO, hello);
 

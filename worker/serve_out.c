@@ -155,6 +155,7 @@ void esp_serve_hello(struct esp_serve *s)
     msg.hello.software = ESP_VERSION;
     msg.hello.key = key;
     msg.hello.wants_weights = s->opt->streams;
+    msg.hello.epoch = s->epoch;
     st = esp_outbox_try(&s->control, &msg, &err);
     if (st == ESP_E_PROTO || st == ESP_E_ARG)
         esp_serve_end(s, st, err.text); /* our own report makes no sense, and will not the next time */

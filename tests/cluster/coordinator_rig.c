@@ -395,6 +395,7 @@ void rig_hello_again(struct rig *rig, int i)
                                        .endpoint = w->endpoint,
                                        .software = "test"};
     msg.hello.wants_weights = w->streams;
+    msg.hello.epoch = w->had_epoch;
     if (!w->streams)
         memcpy(msg.hello.fingerprint, rig->fingerprint, sizeof msg.hello.fingerprint);
     rig_send(rig, i, &msg);

@@ -41,6 +41,7 @@ struct rig_worker {
     bool streams;                   /* says that it has no checkpoint */
     uint32_t n_manifests, n_chunks; /* that it was sent */
     /* What it does not do: the test does it, or nobody. */
+    uint64_t had_epoch;           /* what its Hello says of an earlier coordinator */
     bool mute;                    /* sends no heartbeat */
     bool hold_ready;              /* leaves a Place unanswered */
     bool hold_warm;               /* leaves a Place(warm) unanswered */

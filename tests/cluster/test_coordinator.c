@@ -756,6 +756,27 @@ static void test_status(void **state)
     assert_string_equal(m->status.workers[1].stage.worker, "");
 }
 
+/* Workers that an earlier coordinator has placed: what is still on its way of that time is nobody's any more. */
+static void test_epochs_go_on(void **state)
+{
+    struct rig *rig = *state;
+    struct esp_msg_request r = request(1, "caption en", 3);
+    struct esp_msg old = {.kind = ESP_MSG_RESULT};
+
+    rig->w[0].had_epoch = 7;
+    rig->w[1].had_epoch = 41;
+    rig_start(rig, "--workers", "2", NULL);
+    rig_join(rig, 2);
+    assert_int_equal(rig->w[0].place.epoch, 42);
+    assert_int_equal(rig->w[1].place.epoch, 42);
+    old.result = (struct esp_msg_result){.epoch = 41, .step = 12};
+    rig_send(rig, 1, &old);
+    rig_request(rig, 0, &r, "scene_a.png", NULL);
+    rig_take(rig, 0, ESP_MSG_DONE);
+    assert_int_equal(rig->w[1].error, ESP_OK);
+    rig_until_free(rig);
+}
+
 int main(void)
 {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, rig_setup, rig_teardown)
@@ -776,6 +797,7 @@ int main(void)
         CASE(test_refusals),
         CASE(test_flood),
         CASE(test_status),
+        CASE(test_epochs_go_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -106,7 +106,7 @@ static void test_streams(void **state)
 
 static void test_refused(void **state)
 {
-    enum { SAME_PEER, SAME_NAME, FINGERPRINT, NO_MEMORY, BAD_RATE, NAN_RATE, NO_ENDPOINT, NO_NAME };
+    enum { SAME_PEER, SAME_NAME, FINGERPRINT, NO_MEMORY, BAD_RATE, NAN_RATE, NO_ENDPOINT, EPOCH, NO_NAME };
     static const struct {
         int what;
         esp_status st;
@@ -118,6 +118,7 @@ static void test_refused(void **state)
                  {BAD_RATE, ESP_E_PROTO, "matmul rate"},
                  {NAN_RATE, ESP_E_PROTO, "bandwidth"},
                  {NO_ENDPOINT, ESP_E_PROTO, "data endpoint"},
+                 {EPOCH, ESP_E_PROTO, "an epoch that cannot be"},
                  {NO_NAME, ESP_E_PROTO, "needs a name"}};
     struct esp_roster *r;
     struct esp_worker *w;
@@ -152,6 +153,9 @@ static void test_refused(void **state)
             break;
         case NO_ENDPOINT:
             h.endpoint = "";
+            break;
+        case EPOCH:
+            h.epoch = UINT64_C(1) << 62;
             break;
         default:
             h.name = "";

@@ -6,6 +6,8 @@
 
 #include <cmocka.h>
 
+#include "worker/runner.h" /* esp_now_ns */
+
 static uint32_t max_u32(uint32_t a, uint32_t b)
 {
     return a > b ? a : b;
@@ -135,11 +137,16 @@ void rig_send_move(struct rig *rig, int i, uint64_t epoch, uint32_t lo, uint32_t
 void rig_take_moved(struct rig *rig, uint64_t epoch, uint32_t n_layers, uint32_t n_images,
                     struct rig_moved *m)
 {
+    const uint64_t end = esp_now_ns() + RIG_DEADLINE_MS * UINT64_C(1000000);
+
     memset(m, 0, sizeof *m);
     while (m->n_layers < n_layers || m->n_images < n_images) {
         struct esp_peer from;
         struct esp_msg msg;
 
+        if (esp_now_ns() > end)
+            fail_msg("%u of %u layers and %u of %u pictures came in time", m->n_layers, n_layers, m->n_images,
+                     n_images);
         assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, RIG_DEADLINE_MS, NULL),
                          ESP_OK);
         if (esp_link_recv(rig->link, &from, &msg, NULL))
@@ -193,9 +200,14 @@ struct rig_moved rig_replace(struct rig *rig, uint64_t epoch, const struct rig_c
 
 void rig_expect_held(struct rig *rig, int i, uint64_t epoch, uint32_t n_seqs, uint32_t n_images)
 {
+    const uint64_t end = esp_now_ns() + RIG_DEADLINE_MS * UINT64_C(1000000);
+
     for (;;) {
         struct esp_msg msg;
         bool is;
+
+        if (esp_now_ns() > end)
+            fail_msg("worker %d does not come to hold %u sequences and %u pictures", i, n_seqs, n_images);
 
         rig_take(rig, i, ESP_MSG_HEARTBEAT, &msg);
         is = msg.heartbeat.epoch == epoch && msg.heartbeat.n_seqs == n_seqs &&

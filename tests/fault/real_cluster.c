@@ -60,7 +60,7 @@ static pid_t start(struct real_cluster *c, const char *log, int machine, const c
 
 void real_worker(struct real_cluster *c, int i)
 {
-    char name[8];
+    char name[16];
     const char *const argv[] = {
         WORKER, "--model", RIG_MODEL, "--connect", c->at, "--name", name, c->far ? "--insecure" : NULL, NULL};
 
@@ -72,7 +72,7 @@ void real_worker(struct real_cluster *c, int i)
 void real_start(struct real_cluster *c, int n, bool far)
 {
     const struct esp_link_options options = {.type = ESP_LINK_DIAL, .hwm = 4096};
-    char n_workers[8];
+    char n_workers[16];
     const char *const argv[] = {COORDINATOR, "--model",      RIG_MODEL,
                                 "--bind",    c->at,          "--workers",
                                 n_workers,   "--no-journal", far ? "--insecure" : NULL,
@@ -154,7 +154,7 @@ void real_check_alive(struct real_cluster *c)
 {
     check_one(c, &c->coordinator, "coordinator", false);
     for (int i = 0; i < c->n_workers; i++) {
-        char name[8];
+        char name[16];
 
         snprintf(name, sizeof name, "w%d", i);
         check_one(c, &c->worker[i], name, c->leaves[i]);
@@ -282,7 +282,7 @@ const struct esp_msg_status *real_status(struct real_cluster *c)
 
 const struct esp_worker_status *real_worker_status(const struct esp_msg_status *s, int i)
 {
-    char name[8];
+    char name[16];
 
     snprintf(name, sizeof name, "w%d", i);
     for (uint32_t k = 0; k < s->n_workers; k++)
@@ -343,7 +343,7 @@ void real_ask_all(struct real_cluster *c, uint32_t max_tokens)
 
 uint64_t real_drain(struct real_cluster *c, int i)
 {
-    char name[8];
+    char name[16];
     struct esp_msg msg = {.kind = ESP_MSG_DRAIN, .drain = {.id = ++c->last_id, .worker = name}};
 
     snprintf(name, sizeof name, "w%d", i);

@@ -129,25 +129,34 @@ esp_status esp_plan_best(struct esp_plan *out, const struct esp_plan_input *in, 
     return st;
 }
 
+/* The worker of that name; n if none takes part. */
+static uint32_t named(const struct work *k, const char *name)
+{
+    uint32_t w = 0;
+
+    while (w < k->n && strcmp(k->who[w]->name, name) != 0)
+        w++;
+    return w;
+}
+
+static void give(struct work *k, uint32_t w, const struct esp_place_share *share)
+{
+    k->share[w] = *share;
+    k->taken[w] = true;
+}
+
 /* What stood, as shares of the workers that are here. False if one of them is not. */
-static bool resume(struct work *k, const struct esp_plan_share *stood, uint32_t n_stood, uint32_t *missing)
+static bool resume(struct work *k, const struct esp_plan_share *stood, uint32_t n_stood)
 {
     bool whole = true;
 
-    memset(k->share, 0, sizeof k->share);
-    memset(k->taken, 0, sizeof k->taken);
     for (uint32_t i = 0; i < n_stood; i++) {
-        uint32_t w = 0;
+        const uint32_t w = named(k, stood[i].worker);
 
-        while (w < k->n && strcmp(k->who[w]->name, stood[i].worker) != 0)
-            w++;
-        if (w < k->n) {
-            k->share[w] = stood[i].share;
-            k->taken[w] = true;
-        } else {
+        if (w < k->n)
+            give(k, w, &stood[i].share);
+        else
             whole = false;
-            *missing = i;
-        }
     }
     return whole;
 }
@@ -164,23 +173,17 @@ static bool substitute(struct work *k, const struct esp_plan_share *stood, uint3
         uint32_t spare = UINT32_MAX;
         double most = 0;
 
-        for (uint32_t w = 0; w < k->n; w++)
-            if (strcmp(k->who[w]->name, stood[i].worker) == 0)
-                goto here;
+        if (named(k, stood[i].worker) < k->n)
+            continue;
         for (uint32_t w = 0; w < k->n; w++) { /* what counts is decoding, and that is bandwidth */
-            const uint64_t layers =
-                stood[i].share.enc_hi - stood[i].share.enc_lo + stood[i].share.dec_hi - stood[i].share.dec_lo;
-
-            if (k->taken[w] || layers == 0 || k->report[w].bandwidth <= most)
+            if (k->taken[w] || k->report[w].bandwidth <= most)
                 continue;
             most = k->report[w].bandwidth;
             spare = w;
         }
         if (spare == UINT32_MAX)
             return false;
-        k->taken[spare] = true;
-        k->share[spare] = stood[i].share;
-    here:;
+        give(k, spare, &stood[i].share);
     }
     return weigh(k, &k->other) == ESP_OK;
 }
@@ -188,14 +191,13 @@ static bool substitute(struct work *k, const struct esp_plan_share *stood, uint3
 esp_status esp_plan_again(struct esp_plan *out, const struct esp_plan_input *in,
                           const struct esp_plan_share *stood, uint32_t n_stood, struct esp_err *err)
 {
-    uint32_t missing;
     struct work *k;
     esp_status st = work_create(&k, in, err);
 
     if (!st)
         st = best(k, err);
     if (!st) {
-        (void)resume(k, stood, n_stood, &missing);
+        (void)resume(k, stood, n_stood);
         if (!in->options->split && n_stood > 0 && substitute(k, stood, n_stood) &&
             k->other.bottleneck_seconds <= ESP_PLAN_KEEP * k->placement.bottleneck_seconds) {
             k->other.fewer = k->placement.fewer;
@@ -212,11 +214,9 @@ esp_status esp_plan_again(struct esp_plan *out, const struct esp_plan_input *in,
 bool esp_plan_pays(struct esp_plan *out, const struct esp_plan_input *in, const struct esp_plan_share *stood,
                    uint32_t n_stood)
 {
-    uint32_t missing;
     struct work *k;
-    bool pays = work_create(&k, in, NULL) == ESP_OK && !in->options->split &&
-                resume(k, stood, n_stood, &missing) && weigh(k, &k->other) == ESP_OK &&
-                best(k, NULL) == ESP_OK &&
+    bool pays = work_create(&k, in, NULL) == ESP_OK && !in->options->split && resume(k, stood, n_stood) &&
+                weigh(k, &k->other) == ESP_OK && best(k, NULL) == ESP_OK &&
                 k->placement.bottleneck_seconds <= ESP_PLAN_GAIN * k->other.bottleneck_seconds;
 
     if (pays && out)

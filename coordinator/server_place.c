@@ -6,7 +6,8 @@
 
 #include "coordinator/server_state.h"
 
-void esp_server_not_ready(struct esp_server *sv, esp_status code, const char *text)
+/* Why there are no answers now. */
+static void not_ready(struct esp_server *sv, esp_status code, const char *text)
 {
     esp_fail(&sv->why, code, "%s", text);
     if (sv->ready_at > 0)
@@ -17,7 +18,7 @@ void esp_server_not_ready(struct esp_server *sv, esp_status code, const char *te
 void esp_server_lose_cluster(struct esp_server *sv, esp_status code, const char *text)
 {
     esp_server_move_abort(sv, text);
-    esp_server_not_ready(sv, code, text);
+    not_ready(sv, code, text);
     esp_cluster_drop(&sv->cluster);
     esp_sched_suspend(sv->sched, esp_server_now());
     esp_released_finish(&sv->released);
@@ -62,7 +63,7 @@ static esp_status place(struct esp_server *sv, struct esp_err *err)
     if (!st) {
         esp_cluster_apply(&sv->cluster, sv->roster, plan, esp_cluster_next_epoch(&sv->cluster), 0);
         esp_server_tell_places(sv);
-        esp_server_not_ready(sv, ESP_E_CLOSED, "loading weights");
+        not_ready(sv, ESP_E_CLOSED, "loading weights");
     }
     free(plan);
     return st;
@@ -84,7 +85,7 @@ void esp_server_reconsider(struct esp_server *sv)
     if (sv->cluster.epoch == 0 && n_joined < sv->opt.n_workers) {
         char text[96];
         snprintf(text, sizeof text, "waiting for workers: %u of %u are here", n_joined, sv->opt.n_workers);
-        esp_server_not_ready(sv, ESP_E_CLOSED, text);
+        not_ready(sv, ESP_E_CLOSED, text);
         return;
     }
     if (n_usable == 0) {
@@ -94,7 +95,7 @@ void esp_server_reconsider(struct esp_server *sv)
             return;
         }
         if (n_joined == 0) /* otherwise those who are here have failed: sv->why says how */
-            esp_server_not_ready(sv, err.code, err.text);
+            not_ready(sv, err.code, err.text);
     } else if (!place(sv, &err)) {
         return;
     } else if (esp_server_give_up_drains(sv, &err)) { /* rather those than nobody */
@@ -103,7 +104,7 @@ void esp_server_reconsider(struct esp_server *sv)
     } else {
         esp_err_prefix(&err, "no placement: ");
         esp_log(sv->log, ESP_LOG_ERROR, "no_placement workers=%u why=\"%s\"", n_usable, err.text);
-        esp_server_not_ready(sv, err.code, err.text);
+        not_ready(sv, err.code, err.text);
     }
     if (n_joined < sv->opt.n_workers || sv->was_ready)
         return; /* one that comes (back) may bring what is missing */

@@ -190,9 +190,6 @@ void esp_server_fail_worker(struct esp_server *sv, struct esp_worker *w, esp_sta
 /** Makes a placement if there is none and there are workers enough. */
 void esp_server_reconsider(struct esp_server *sv);
 
-/** Why there are no answers now. */
-void esp_server_not_ready(struct esp_server *sv, esp_status code, const char *text);
-
 /** The placement is void, and with it all that its workers hold: sessions wait for the next one. */
 void esp_server_lose_cluster(struct esp_server *sv, esp_status code, const char *text);
 

@@ -155,6 +155,26 @@ static void hear(struct script *s, struct child *c)
     }
 }
 
+void script_open(struct script *s, struct esp_net **net, char *dir, size_t n_dir, char *endpoint,
+                 size_t n_endpoint)
+{
+    snprintf(dir, n_dir, "/tmp/espalier-test-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    snprintf(endpoint, n_endpoint, "ipc://%s/c", dir);
+    assert_int_equal(esp_net_create(net, NULL), ESP_OK);
+    assert_int_equal(
+        esp_link_create(&s->link, *net, &(struct esp_link_options){.type = ESP_LINK_SERVE}, NULL), ESP_OK);
+    assert_int_equal(esp_link_bind(s->link, endpoint, false, NULL, NULL), ESP_OK);
+}
+
+void script_tell(struct script *s, const struct esp_peer *to, struct esp_msg *msg)
+{
+    struct esp_err err;
+
+    if (esp_link_send(s->link, to, msg, &err))
+        fail_msg("the fake coordinator sends %s: %s", esp_msg_name(msg->kind), err.text);
+}
+
 void child_wait(struct child *c, struct script *s)
 {
     int status = 0;

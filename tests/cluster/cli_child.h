@@ -48,6 +48,13 @@ struct script {
     void (*printed)(struct script *s, struct child *c); /* the child wrote something */
 };
 
+/** A fake coordinator's socket for the script, in a directory of its own; `dir` and `endpoint` are filled in. */
+void script_open(struct script *s, struct esp_net **net, char *dir, size_t n_dir, char *endpoint,
+                 size_t n_endpoint);
+
+/** Sends; what cannot be sent fails the test. */
+void script_tell(struct script *s, const struct esp_peer *to, struct esp_msg *msg);
+
 /** Runs the script until the child has ended. Fails the test, killing the child, after the deadline. */
 void child_wait(struct child *c, struct script *s);
 

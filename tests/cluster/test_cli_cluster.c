@@ -35,9 +35,7 @@ struct fake {
 
 static void tell(struct fake *f, struct esp_msg *msg)
 {
-    struct esp_err err;
-    if (esp_link_send(f->script.link, &f->client, msg, &err))
-        fail_msg("the fake coordinator sends %s: %s", esp_msg_name(msg->kind), err.text);
+    script_tell(&f->script, &f->client, msg);
 }
 
 static void heard(struct script *s, struct child *c, const struct esp_peer *from, const struct esp_msg *msg)
@@ -68,14 +66,7 @@ static int fake_setup(void **state)
     static struct fake f;
 
     memset(&f, 0, sizeof f);
-    strcpy(f.dir, "/tmp/espalier-test-XXXXXX");
-    assert_non_null(mkdtemp(f.dir));
-    snprintf(f.endpoint, sizeof f.endpoint, "ipc://%s/c", f.dir);
-    assert_int_equal(esp_net_create(&f.net, NULL), ESP_OK);
-    assert_int_equal(
-        esp_link_create(&f.script.link, f.net, &(struct esp_link_options){.type = ESP_LINK_SERVE}, NULL),
-        ESP_OK);
-    assert_int_equal(esp_link_bind(f.script.link, f.endpoint, false, NULL, NULL), ESP_OK);
+    script_open(&f.script, &f.net, f.dir, sizeof f.dir, f.endpoint, sizeof f.endpoint);
     f.script.self = &f;
     f.script.heard = heard;
     *state = &f;

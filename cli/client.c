@@ -1,47 +1,13 @@
 #include "cli/client.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
+#include "cli/client_state.h"
 #include "cli/signals.h"
 
-#define ANSWER_MS    10000 /* a coordinator elsewhere that is asked for its status answers within this */
 #define PATIENCE_MS  60000 /* for one that has fallen silent, and may come back */
-#define QUIET_MS     1000  /* silence after which it is reminded of us, again and again */
-#define N_ANEW       8     /* times that a request is asked anew without a further token in between */
-#define CANCEL_MS    2000  /* for a cancelled request to end */
 #define HANDSHAKE_MS 200   /* between two looks whether our key was refused: no message tells */
-
-struct esp_client {
-    struct esp_keys *keys; /* NULL: none */
-    bool heard;            /* something came: the handshake is behind us */
-    struct esp_net *net;
-    struct esp_link *link;
-    struct esp_embed *embed; /* borrowed; NULL: a cluster elsewhere */
-    struct esp_term *term;   /* borrowed */
-    const char *endpoint;    /* borrowed */
-    uint64_t last_id;        /* of requests and status queries */
-    int answer_ms, patience_ms;
-};
-
-void esp_reply_finish(struct esp_reply *reply)
-{
-    struct esp_msg *kept[2] = {reply->accepted, reply->done};
-
-    for (size_t i = 0; i < 2; i++) {
-        if (kept[i])
-            esp_msg_finish(kept[i]);
-        free(kept[i]);
-    }
-    for (uint32_t i = 0; i < reply->n_traces; i++) {
-        esp_msg_finish(reply->traces[i]);
-        free(reply->traces[i]);
-    }
-    free(reply->traces);
-    memset(reply, 0, sizeof *reply);
-}
 
 esp_status esp_client_create(struct esp_client **out, const char *endpoint, const char *keys,
                              struct esp_embed *embed, struct esp_term *term, struct esp_err *err)
@@ -56,7 +22,7 @@ esp_status esp_client_create(struct esp_client **out, const char *endpoint, cons
     client->embed = embed;
     client->term = term;
     client->endpoint = endpoint;
-    client->answer_ms = ANSWER_MS;
+    client->answer_ms = ESP_CLIENT_ANSWER_MS;
     client->patience_ms = PATIENCE_MS;
     if (keys)
         st = esp_keys_open(&client->keys, keys, ESP_MEMBER_CLIENT, err);
@@ -85,6 +51,7 @@ void esp_client_destroy(struct esp_client **client)
 {
     if (!*client)
         return;
+    esp_client_forget(*client);
     esp_link_destroy(&(*client)->link);
     esp_net_destroy(&(*client)->net);
     esp_keys_destroy(&(*client)->keys);
@@ -99,9 +66,8 @@ void esp_client_set_patience(struct esp_client *client, uint32_t seconds)
 
 /* ---- waiting and sending ---- */
 
-/* Sleeps until the link, a signal or a child has something, or `until` (esp_now_ms; -1: for ever) has come,
- * which is no failure. What the link holds is left for the caller. */
-static esp_status nap(struct esp_client *client, int64_t until, bool heed_signals, struct esp_err *err)
+/* What the link holds is left for the caller; that `until` has come is no failure. */
+esp_status esp_client_nap(struct esp_client *client, int64_t until, bool heed_signals, struct esp_err *err)
 {
     esp_status st;
     struct esp_wait waits[ESP_EMBED_MAX_WAITS + 2];
@@ -131,22 +97,20 @@ static esp_status nap(struct esp_client *client, int64_t until, bool heed_signal
     return esp_embed_pump(client->embed, err);
 }
 
-/* A link that is not connected yet may have no room. */
-static esp_status send_soon(struct esp_client *client, struct esp_msg *msg, int64_t until,
-                            struct esp_err *err)
+esp_status esp_client_send_soon(struct esp_client *client, struct esp_msg *msg, int64_t until,
+                                struct esp_err *err)
 {
     for (;;) {
         esp_status st = esp_link_send(client->link, NULL, msg, err);
         if (st != ESP_E_LIMIT || esp_now_ms() >= until)
             return st;
-        st = nap(client, esp_now_ms() + 20, true, err);
+        st = esp_client_nap(client, esp_now_ms() + 20, true, err);
         if (st)
             return st;
     }
 }
 
-/* The next message within `until`, of any kind. */
-static esp_status next(struct esp_client *client, struct esp_msg *msg, int64_t until, struct esp_err *err)
+esp_status esp_client_recv(struct esp_client *client, struct esp_msg *msg, int64_t until, struct esp_err *err)
 {
     for (;;) {
         esp_status st = esp_link_recv(client->link, NULL, msg, err);
@@ -157,7 +121,7 @@ static esp_status next(struct esp_client *client, struct esp_msg *msg, int64_t u
             return st;
         if (until >= 0 && esp_now_ms() >= until)
             return esp_fail(err, ESP_E_TIMEOUT, "%s does not answer", client->endpoint);
-        st = nap(client, until, true, err);
+        st = esp_client_nap(client, until, true, err);
         if (st)
             return st;
     }
@@ -175,7 +139,7 @@ esp_status esp_client_sleep(struct esp_client *client, int ms, struct esp_err *e
             esp_msg_finish(&msg);
         if (st == ESP_OK)
             continue;
-        st = nap(client, until, true, err);
+        st = esp_client_nap(client, until, true, err);
         if (st)
             return st;
     }
@@ -202,9 +166,9 @@ esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int
     memset(&query, 0, sizeof query);
     query.kind = ESP_MSG_STATUS_QUERY;
     query.status_query.id = ++client->last_id;
-    st = send_soon(client, &query, until, err);
+    st = esp_client_send_soon(client, &query, until, err);
     while (st == ESP_OK) {
-        st = next(client, out, until, err);
+        st = esp_client_recv(client, out, until, err);
         if (st)
             break;
         if (out->kind == ESP_MSG_STATUS && out->status.id == query.status_query.id)
@@ -217,277 +181,6 @@ esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int
     memset(out, 0, sizeof *out);
     if (st == ESP_E_TIMEOUT)
         no_answer(client, err);
-    return st;
-}
-
-/* ---- asking ---- */
-
-struct asking {
-    struct esp_client *client;
-    const struct esp_client_hooks *hooks;
-    struct esp_reply *reply;
-    struct esp_msg *request;
-    uint64_t id;
-    uint32_t n_tokens;
-    bool ended;
-
-    /* A coordinator elsewhere may be restarted, or a connection to it break. */
-    int64_t heard_at;  /* when something came that was ours and new */
-    int64_t remind_at; /* when a Resume is due */
-    bool reminded;     /* one has been sent since */
-    bool resumed;      /* one has ever been sent: what came before may come again */
-    uint32_t n_anew;   /* times that the request was sent again since the last new token */
-    uint32_t
-        gap; /* one more than the index of a token that came too early; 0: none did since the last new one */
-};
-
-static esp_status keep_trace(struct esp_reply *reply, struct esp_msg *msg, struct esp_err *err)
-{
-    struct esp_msg **grown = realloc(reply->traces, (reply->n_traces + 1) * sizeof(struct esp_msg *));
-
-    if (!grown)
-        return esp_fail(err, ESP_E_NOMEM, "trace: out of memory");
-    reply->traces = grown;
-    grown[reply->n_traces++] = msg;
-    return ESP_OK;
-}
-
-static bool is_ours(const struct asking *ask, const struct esp_msg *msg)
-{
-    switch (msg->kind) {
-    case ESP_MSG_ACCEPTED:
-        return msg->accepted.session == ask->id;
-    case ESP_MSG_WAITING:
-        return msg->waiting.session == ask->id;
-    case ESP_MSG_TOKEN:
-        return msg->token.session == ask->id;
-    case ESP_MSG_TRACE:
-        return msg->trace.session == ask->id;
-    case ESP_MSG_DONE:
-        return msg->done.session == ask->id;
-    case ESP_MSG_ERROR: /* without a session: about the connection or an unreadable request */
-        return msg->error.session == ask->id || msg->error.session == 0;
-    default:
-        return false;
-    }
-}
-
-static esp_status out_of_order(const struct asking *ask, uint32_t index, struct esp_err *err)
-{
-    return esp_fail(err, ESP_E_PROTO, "the coordinator sent token %u where %u was expected", index,
-                    ask->n_tokens);
-}
-
-/* Here we are, with so many tokens: go on from there. */
-static esp_status remind(struct asking *ask, struct esp_err *err)
-{
-    struct esp_msg msg;
-    esp_status st;
-
-    memset(&msg, 0, sizeof msg);
-    msg.kind = ESP_MSG_RESUME;
-    memcpy(msg.resume.ticket, ask->request->request.ticket, sizeof msg.resume.ticket);
-    msg.resume.id = ask->id;
-    msg.resume.have = ask->n_tokens;
-    st = esp_link_send(ask->client->link, NULL, &msg, err);
-    ask->reminded = ask->resumed = true;
-    ask->remind_at = esp_now_ms() + QUIET_MS;
-    return st == ESP_E_LIMIT ? ESP_OK : st; /* enough of them wait for it already */
-}
-
-/* The coordinator knows of no such request: it was restarted without it, or took us for gone. Decoding depends on
- * nothing but the request, so what we have comes first again. Under a new number, so that late answers to the old one
- * are not taken for ours. */
-static esp_status ask_anew(struct asking *ask, struct esp_err *err)
-{
-    if (ask->request->request.trace)
-        return esp_fail(
-            err, ESP_E_CLOSED,
-            "%s no longer knows this request; was the coordinator restarted? What it had traced is lost",
-            ask->client->endpoint);
-    if (++ask->n_anew > N_ANEW)
-        return esp_fail(err, ESP_E_CLOSED, "%s has lost this request %u times", ask->client->endpoint,
-                        N_ANEW);
-    ask->id = ask->request->request.id = ++ask->client->last_id;
-    ask->reminded = false;
-    ask->heard_at = esp_now_ms();
-    ask->remind_at = ask->heard_at + QUIET_MS;
-    return send_soon(ask->client, ask->request, ask->heard_at + ANSWER_MS, err);
-}
-
-static esp_status heed_token(struct asking *ask, const struct esp_msg_token *token, struct esp_err *err)
-{
-    if (token->index != ask->n_tokens && ask->client->embed)
-        return out_of_order(ask, token->index, err);
-    if (token->index < ask->n_tokens)
-        return ask->resumed ? ESP_OK : out_of_order(ask, token->index, err);
-    if (token->index > ask->n_tokens ||
-        !ask->reply->accepted) { /* what comes before was lost with a connection */
-        if (!ask->gap)
-            ask->remind_at = esp_now_ms();
-        ask->gap = token->index + 1;
-        return ESP_OK;
-    }
-    ask->n_tokens++;
-    ask->n_anew = ask->gap = 0;
-    return ask->hooks->token ? ask->hooks->token(ask->hooks->self, token, err) : ESP_OK;
-}
-
-/* One message of this request. @param msg  set to NULL when kept */
-static esp_status heed(struct asking *ask, struct esp_msg **msg, struct esp_err *err)
-{
-    esp_status st = ESP_OK;
-    const struct esp_client_hooks *hooks = ask->hooks;
-    struct esp_msg *m = *msg;
-    bool was_reminded = ask->reminded;
-
-    if (!is_ours(ask, m))
-        return ESP_OK; /* other status answers, the tail of an earlier request */
-    if (m->kind != ESP_MSG_TOKEN || (m->token.index == ask->n_tokens && ask->reply->accepted)) {
-        ask->heard_at = esp_now_ms();
-        ask->remind_at = ask->heard_at + QUIET_MS;
-        ask->reminded = false;
-    }
-    switch (m->kind) {
-    case ESP_MSG_ACCEPTED:
-        if (ask->reply->accepted)
-            return ask->resumed ? ESP_OK
-                                : esp_fail(err, ESP_E_PROTO, "the coordinator accepted the request twice");
-        ask->reply->accepted = m;
-        *msg = NULL;
-        if (hooks->accepted)
-            hooks->accepted(hooks->self, &m->accepted);
-        return ESP_OK;
-    case ESP_MSG_WAITING:
-        if (hooks->waiting)
-            hooks->waiting(hooks->self, &m->waiting);
-        return ESP_OK;
-    case ESP_MSG_TOKEN:
-        return heed_token(ask, &m->token, err);
-    case ESP_MSG_TRACE:
-        st = keep_trace(ask->reply, m, err);
-        if (st == ESP_OK)
-            *msg = NULL;
-        return st;
-    case ESP_MSG_DONE:
-        if (!ask->reply->accepted && ask->client->embed)
-            return esp_fail(err, ESP_E_PROTO, "the coordinator finished a request that it never accepted");
-        if (!ask->reply->accepted) { /* lost, as above; and as it has ended there, we are going to ask anew */
-            ask->remind_at = ask->heard_at;
-            return ESP_OK;
-        }
-        ask->reply->done = m;
-        *msg = NULL;
-        ask->ended = true;
-        return ESP_OK;
-    default:
-        if (m->error.code == ESP_E_CLOSED && m->error.session == ask->id && was_reminded) {
-            st = ask_anew(ask, err);
-            ask->ended = st == ESP_E_CLOSED;
-            return st;
-        }
-        ask->ended = true;
-        return esp_fail(err, m->error.code, "%s",
-                        m->error.text[0] ? m->error.text : esp_status_name(m->error.code));
-    }
-}
-
-/* Nothing came until a Resume was due. */
-static esp_status silence(struct asking *ask, struct esp_err *err)
-{
-    static const struct esp_msg_waiting away = {.what = "waiting for the coordinator"};
-    const int64_t quiet = esp_now_ms() - ask->heard_at;
-
-    if (quiet >= ask->client->patience_ms)
-        return ask->gap ? out_of_order(ask, ask->gap - 1, err)
-                        : esp_fail(err, ESP_E_TIMEOUT, "%s has said nothing for %d s", ask->client->endpoint,
-                                   (int)(quiet / 1000));
-    if (ask->reminded && ask->hooks->waiting)
-        ask->hooks->waiting(ask->hooks->self, &away);
-    return remind(ask, err);
-}
-
-/* Tells the coordinator, and gives it CANCEL_MS to say that the request has ended. */
-static void cancel(struct asking *ask)
-{
-    struct esp_client *client = ask->client;
-    int64_t until = esp_now_ms() + CANCEL_MS;
-    struct esp_msg msg;
-
-    memset(&msg, 0, sizeof msg);
-    msg.kind = ESP_MSG_CANCEL;
-    msg.cancel.session = ask->id;
-    if (esp_link_send(client->link, NULL, &msg, NULL) != ESP_OK)
-        return;
-    while (!ask->ended && esp_now_ms() < until) {
-        esp_status st = esp_link_recv(client->link, NULL, &msg, NULL);
-        if (st == ESP_OK) {
-            ask->ended = is_ours(ask, &msg) && (msg.kind == ESP_MSG_DONE || msg.kind == ESP_MSG_ERROR);
-            esp_msg_finish(&msg);
-        } else if (st != ESP_E_TIMEOUT || nap(client, until, false, NULL) != ESP_OK) {
-            return;
-        }
-    }
-}
-
-/* Who knows the ticket may resume the request, so nobody must be able to guess it. */
-static esp_status draw_ticket(uint8_t *ticket, struct esp_err *err)
-{
-    size_t n = 0;
-
-    while (n < ESP_TICKET_BYTES) {
-        const ssize_t got = getrandom(ticket + n, ESP_TICKET_BYTES - n, 0);
-
-        if (got < 0 && errno != EINTR)
-            return esp_fail(err, ESP_E_INTERNAL, "getrandom: %s", strerror(errno));
-        n += got > 0 ? (size_t)got : 0;
-    }
-    return ESP_OK;
-}
-
-esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, struct esp_msg *request,
-                          const struct esp_client_hooks *hooks, struct esp_err *err)
-{
-    esp_status st = ESP_OK;
-    struct asking ask = {.client = client, .hooks = hooks, .reply = out, .request = request};
-    struct esp_msg query;
-
-    memset(out, 0, sizeof *out);
-    if (!client->embed) { /* before a request of many megabytes is sent to nobody */
-        st = esp_client_status(&query, client, client->answer_ms, err);
-        if (st)
-            return st;
-        esp_msg_finish(&query);
-        st = draw_ticket(request->request.ticket, err);
-        if (st)
-            return st;
-    }
-    ask.id = request->request.id = ++client->last_id;
-    ask.heard_at = esp_now_ms();
-    ask.remind_at = ask.heard_at + QUIET_MS;
-    st = send_soon(client, request, ask.heard_at + ANSWER_MS, err);
-    while (st == ESP_OK && !ask.ended) {
-        struct esp_msg *msg = calloc(1, sizeof *msg);
-
-        if (!msg) {
-            st = esp_fail(err, ESP_E_NOMEM, "client: out of memory");
-            break;
-        }
-        st = next(client, msg, client->embed ? -1 : ask.remind_at, err);
-        if (st == ESP_OK) {
-            st = heed(&ask, &msg, err);
-            if (msg)
-                esp_msg_finish(msg);
-        } else if (st == ESP_E_TIMEOUT) {
-            st = silence(&ask, err);
-        }
-        free(msg);
-    }
-    if (st && !ask.ended &&
-        !(client->embed && st == ESP_E_CLOSED)) /* a cluster that broke is stopped, not asked */
-        cancel(&ask);
-    if (st)
-        esp_reply_finish(out);
     return st;
 }
 
@@ -533,9 +226,10 @@ esp_status esp_client_order(struct esp_client *client, struct esp_msg *order, in
     esp_msg_finish(&msg);
     id = ++client->last_id;
     set_order_id(order, id);
-    st = send_soon(client, order, esp_now_ms() + ANSWER_MS, err);
+    st = esp_client_send_soon(client, order, esp_now_ms() + ESP_CLIENT_ANSWER_MS, err);
     while (st == ESP_OK && !last) {
-        st = next(client, &msg, esp_now_ms() + (probe ? ANSWER_MS : QUIET_MS), err);
+        st = esp_client_recv(client, &msg,
+                             esp_now_ms() + (probe ? ESP_CLIENT_ANSWER_MS : ESP_CLIENT_QUIET_MS), err);
         if (st == ESP_E_TIMEOUT && !probe) {
             struct esp_msg query = {.kind = ESP_MSG_STATUS_QUERY};
 
@@ -559,11 +253,7 @@ esp_status esp_client_order(struct esp_client *client, struct esp_msg *order, in
         }
         esp_msg_finish(&msg);
     }
-    if (st == ESP_E_CANCELLED && order->kind == ESP_MSG_VERIFY_QUERY) { /* half a drain would help nobody */
-        struct esp_reply none = {0};
-        struct asking ask = {.client = client, .reply = &none, .id = id};
-
-        cancel(&ask);
-    }
+    if (st == ESP_E_CANCELLED && order->kind == ESP_MSG_VERIFY_QUERY) /* half a drain would help nobody */
+        esp_client_cancel(client, id);
     return st;
 }

@@ -1,8 +1,9 @@
 /**
  * Requests to a coordinator over a DIAL link, and what comes back.
  *
- * One request at a time. Nothing blocks for good: a signal cancels, an ended child of an embedded cluster
- * fails, and a coordinator elsewhere that says nothing is reminded and, after a while, given up.
+ * One request at a time (esp_client_ask) or many at once on one connection (esp_client_begin and what follows it), not
+ * both. Nothing blocks for good: a signal cancels, an ended child of an embedded cluster fails, and a coordinator
+ * elsewhere that says nothing is reminded and, after a while, given up.
  *
  * That coordinator may be restarted under a request. The request carries a ticket that was drawn at random; a second
  * of silence, or a token that is missing, sends Resume with it and the number of tokens that have come. Either the
@@ -60,8 +61,48 @@ void esp_client_set_patience(struct esp_client *client, uint32_t seconds);
 esp_status esp_client_ask(struct esp_reply *out, struct esp_client *client, struct esp_msg *request,
                           const struct esp_client_hooks *hooks, struct esp_err *err);
 
+/* ---- many at once ---- */
+
+struct esp_asking; /* a request between esp_client_begin and esp_client_take; the client's own */
+
 /**
- * The cluster's status. @param out  esp_msg_finish it
+ * Sends a request and does not wait for its end. A coordinator serves those of one client in their order, as room
+ * allows, and refuses more than 1024 of them at once.
+ *
+ * @param out      names it until it is taken
+ * @param request  as for esp_client_ask; borrowed, blobs and all, until it is taken: it may have to be sent again
+ * @param hooks    copied; called from within esp_client_next. They begin and take nothing themselves
+ * Errors: nothing was begun. As esp_client_ask.
+ */
+esp_status esp_client_begin(struct esp_asking **out, struct esp_client *client, struct esp_msg *request,
+                            const struct esp_client_hooks *hooks, struct esp_err *err);
+
+/**
+ * Waits until one of those that were begun has ended, well or not; each is handed out once.
+ * @param out  NULL when timeout_ms (-1: none) passed before
+ * Errors are about all of them, which go on as they were: ESP_E_CANCELLED after a signal, ESP_E_CLOSED, ESP_E_PROTO,
+ * ESP_E_NOMEM.
+ */
+esp_status esp_client_next(struct esp_asking **out, struct esp_client *client, int timeout_ms,
+                           struct esp_err *err);
+
+/**
+ * What a request that has ended came to; clears *ask.
+ * Errors: its own, *out is zeroed then: what the coordinator's Error says, what a hook said, ESP_E_TIMEOUT,
+ * ESP_E_CLOSED, ESP_E_PROTO.
+ */
+esp_status esp_client_take(struct esp_reply *out, struct esp_asking **ask, struct esp_err *err);
+
+/** Ends whatever is under way: the coordinator is told, and given up to 2 s to say that it has. Nothing is left to take. */
+void esp_client_give_up(struct esp_client *client);
+
+/** The same without telling anybody, for a cluster that broke. */
+void esp_client_forget(struct esp_client *client);
+
+/* ---- other questions ---- */
+
+/**
+ * The cluster's status; no request may be under way. @param out  esp_msg_finish it
  * Errors: ESP_E_TIMEOUT after timeout_ms, and as esp_client_ask.
  */
 esp_status esp_client_status(struct esp_msg *out, struct esp_client *client, int timeout_ms,

@@ -8,7 +8,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "coordinator/image.h"
+#include "picture/image.h"
 #include "coordinator/resize.h"
 
 struct queue { /* first in, first out */

@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#include "coordinator/image.h"
+#include "picture/image.h"
 #include "model/config.h"
 #include "proto/status.h"
 

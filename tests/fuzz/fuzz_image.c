@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/image.h"
+#include "picture/image.h"
 #include "coordinator/resize.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)

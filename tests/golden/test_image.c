@@ -17,7 +17,7 @@
 
 #include <jansson.h>
 
-#include "coordinator/image.h"
+#include "picture/image.h"
 #include "coordinator/resize.h"
 #include "tests/support/file.h"
 #include "tests/support/golden.h"

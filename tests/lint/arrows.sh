@@ -21,24 +21,27 @@ refuse() {
 
 # includes FOLDER ALLOWED: of our own headers, FOLDER includes only those.
 includes() {
-    refuse "$1/ includes of ours only $2" '#include "(cli|coordinator|model|proto|shaders|tests|worker)/' \
+    refuse "$1/ includes of ours only $2" '#include "(cli|coordinator|model|objects|picture|proto|shaders|tests|worker)/' \
         "#include \"($2)" "$1"
 }
 includes proto 'proto/'
+includes picture 'picture/|proto/status\.h'
 includes model 'model/|proto/status\.h'
+includes objects 'objects/|picture/|model/|proto/status\.h'
 includes shaders 'shaders/'
 includes worker 'worker/|shaders/|model/|proto/'
-includes coordinator 'coordinator/|model/|proto/'
-includes cli 'cli/|coordinator/|model/|proto/'
+includes coordinator 'coordinator/|picture/|model/|proto/'
+includes cli 'cli/|coordinator/|objects/|picture/|model/|proto/'
 
 # alone WHO PATTERN FILES: of our sources, only those match.
 alone() {
-    refuse "$1" "$2" "$3" cli coordinator model proto shaders worker
+    refuse "$1" "$2" "$3" cli coordinator model objects picture proto shaders worker
 }
 alone 'worker/ alone sees Vulkan' '#include.*vulkan' '^worker/'
 alone 'proto/link.c and proto/auth.c alone see ZeroMQ' '#include.*zmq\.h' '^proto/(link|auth)\.c:'
 alone 'proto/wire*.c alone see protobuf-c' '(espalier|ESPALIER)__|Espalier__|pb-c\.h' '^proto/wire[a-z_]*\.[ch]:'
 alone 'cli/line.c alone sees readline' '#include.*readline/' '^cli/line\.c:'
+alone 'picture/ alone sees libpng and libjpeg' '#include.*(png|jpeglib)\.h' '^picture/'
 alone 'coordinator/spm_shim.cc alone sees SentencePiece' '#include.*sentencepiece' '^coordinator/spm_shim\.cc:'
 alone 'coordinator/journal_store.c alone sees SQLite' '#include.*sqlite' '^coordinator/journal_store\.c:'
 exit $n_bad

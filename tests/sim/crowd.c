@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "coordinator/image.h"
+#include "picture/image.h"
 #include "coordinator/resize.h"
 #include "model/file.h"
 #include "tests/sim/sim_model.h"

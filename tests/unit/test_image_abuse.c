@@ -14,7 +14,7 @@
 
 #include <zlib.h>
 
-#include "coordinator/image.h"
+#include "picture/image.h"
 #include "tests/support/file.h"
 #include "tests/support/rand.h"
 

@@ -1,10 +1,10 @@
-#include "coordinator/image.h"
+#include "picture/image.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/image_codec.h"
+#include "picture/image_codec.h"
 
 /* Files that people hand us in place of a picture we read. `at` is the offset of the mark. */
 static const struct {

@@ -1,8 +1,8 @@
 /* What image.c shares with the two decoders, which alone see png.h and jpeglib.h. */
-#ifndef ESP_COORDINATOR_IMAGE_CODEC_H
-#define ESP_COORDINATOR_IMAGE_CODEC_H
+#ifndef ESP_PICTURE_IMAGE_CODEC_H
+#define ESP_PICTURE_IMAGE_CODEC_H
 
-#include "coordinator/image.h"
+#include "picture/image.h"
 
 /**
  * Both decoders: out is zeroed and the caller's, who finishes it if they fail; the signature has been seen

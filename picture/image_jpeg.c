@@ -5,7 +5,7 @@
  *
  * The library leaves by longjmp. All that changes between setjmp and longjmp lives in struct jpeg_job.
  */
-#include "coordinator/image_codec.h"
+#include "picture/image_codec.h"
 
 #include <setjmp.h>
 #include <stdbool.h>

@@ -6,7 +6,7 @@
  * libpng leaves by longjmp. All that changes between setjmp and longjmp lives in struct png_job, never in
  * locals.
  */
-#include "coordinator/image_codec.h"
+#include "picture/image_codec.h"
 
 #include <png.h>
 #include <setjmp.h>

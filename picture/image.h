@@ -12,8 +12,8 @@
  * before memory is asked for, ancillary chunks are never inflated, and neither library prints, exits or
  * aborts.
  */
-#ifndef ESP_COORDINATOR_IMAGE_H
-#define ESP_COORDINATOR_IMAGE_H
+#ifndef ESP_PICTURE_IMAGE_H
+#define ESP_PICTURE_IMAGE_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,0 +1,25 @@
+/** Pictures to PNG and JPEG files. */
+#ifndef ESP_TOOLS_SCENES_PICTURE_H
+#define ESP_TOOLS_SCENES_PICTURE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/status.h"
+
+/**
+ * Compresses a picture as JPEG, chroma at half the resolution.
+ *
+ * @param out      the file's bytes, from malloc; n_bytes of them
+ * @param rgb      u8[height, width, 3], borrowed
+ * @param quality  1..100
+ * Errors: ESP_E_NOMEM, ESP_E_ARG (more than a JPEG can hold).
+ */
+esp_status esp_picture_jpeg(uint8_t **out, size_t *n_bytes, const uint8_t *rgb, uint32_t width,
+                            uint32_t height, int quality, struct esp_err *err);
+
+/** Writes a picture, u8[height, width, 3], as a PNG file. Errors: ESP_E_IO, with the file's name. */
+esp_status esp_picture_write_png(const char *path, const uint8_t *rgb, uint32_t width, uint32_t height,
+                                 struct esp_err *err);
+
+#endif

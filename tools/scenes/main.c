@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "coordinator/image.h"
+#include "picture/image.h"
 #include "tools/scenes/picture.h"
 #include "tools/scenes/record.h"
 

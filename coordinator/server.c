@@ -70,7 +70,6 @@ static esp_status open_link(struct esp_server *sv, struct esp_err *err)
 esp_status esp_server_create(struct esp_server **out, const struct esp_server_options *options,
                              const struct esp_log *log, struct esp_err *err)
 {
-    uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
     struct esp_server *sv;
     esp_status st;
 
@@ -99,14 +98,14 @@ esp_status esp_server_create(struct esp_server **out, const struct esp_server_op
         st = esp_cluster_options_check(&sv->cluster_opt, sv->config, err);
     if (st)
         goto done;
-    esp_checkpoint_fingerprint(sv->ck, fingerprint);
-    st = esp_roster_create(&sv->roster, fingerprint, err);
+    esp_checkpoint_fingerprint(sv->ck, sv->fingerprint);
+    st = esp_roster_create(&sv->roster, sv->fingerprint, err);
     if (!st)
         st = esp_sched_create(&sv->sched, err);
     if (!st)
         st = esp_prepare_create(&sv->prepare, sv->config, sv->token, err);
     if (!st)
-        st = esp_supply_create(&sv->supply, sv->ck, fingerprint, &sv->opt.supply, log, err);
+        st = esp_supply_create(&sv->supply, sv->ck, sv->fingerprint, &sv->opt.supply, log, err);
     if (!st)
         st = open_link(sv, err);
     if (!st)

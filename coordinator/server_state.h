@@ -106,6 +106,7 @@ struct esp_server {
 
     struct esp_checkpoint *ck;
     const struct esp_config *config; /* ck's */
+    uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
     struct esp_tokenizer *token;
     struct esp_prepare *prepare;
     struct esp_supply *supply;

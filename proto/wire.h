@@ -21,7 +21,7 @@
 
 #include "proto/status.h"
 
-#define ESP_PROTO_VERSION  2u
+#define ESP_PROTO_VERSION  3u
 #define ESP_MAX_NAME       63          /* bytes of a worker's name */
 #define ESP_MAX_TEXT       65536       /* bytes of a prompt, a suffix, an error or a piece of text */
 #define ESP_MAX_ENDPOINT   255         /* bytes */
@@ -398,6 +398,7 @@ struct esp_msg_status {
     double latency, bottleneck;
     uint32_t fewer;
     double fewer_latency;
+    uint8_t fingerprint[32]; /* of the checkpoint that is served; zeros: not told */
 };
 
 struct esp_msg_drain {

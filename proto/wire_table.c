@@ -586,6 +586,7 @@ static const struct esp_wire_field status_fields[] = {
     U32(STATUS, fewer, 0, UINT32_MAX),
     F64(STATUS, fewer_latency, NOT_NEGATIVE),
     STR(STATUS, doing, LINE, 0, ESP_MAX_TEXT),
+    BYTES32(STATUS, fingerprint),
 };
 TABLE(status, STATUS, status);
 

@@ -52,6 +52,7 @@ static void test_stages(void **state)
     rig_join(rig, 2);
     rig_until(rig, is_ready, NULL, "a ready cluster");
     s = status(rig);
+    assert_memory_equal(s->fingerprint, rig->fingerprint, sizeof s->fingerprint);
     for (uint32_t i = 0; i < 2; i++) {
         const struct esp_stage_plan *p = &s->workers[i].predicted, *m = &s->workers[i].measured;
 

@@ -443,7 +443,8 @@ const struct esp_test_message esp_test_messages[] = {
                  .latency = 0.5,
                  .bottleneck = 0.25,
                  .fewer = 2,
-                 .fewer_latency = 0.375}}},
+                 .fewer_latency = 0.375,
+                 .fingerprint = {7, 0, 1, [31] = 9}}}},
     {"status.least", {.kind = ESP_MSG_STATUS, .status = {.id = 1}}},
 };
 const size_t esp_test_n_messages = N(esp_test_messages);

@@ -1,6 +1,7 @@
 #include "picture/image.h"
 
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,24 +65,98 @@ static esp_status refuse_unknown(const uint8_t *bytes, size_t n_bytes, struct es
                     bytes[0]);
 }
 
+static const uint8_t jpeg_signature[3] = {0xff, 0xd8, 0xff};
+
+static bool starts_with(const uint8_t *bytes, size_t n_bytes, const uint8_t *mark, size_t n_mark)
+{
+    return n_bytes >= n_mark && memcmp(bytes, mark, n_mark) == 0;
+}
+
 esp_status esp_image_decode(struct esp_image *out, const void *bytes, size_t n_bytes,
                             const struct esp_image_limits *limits, struct esp_err *err)
 {
-    static const uint8_t jpeg_signature[3] = {0xff, 0xd8, 0xff};
     const struct esp_image_limits defaults = ESP_IMAGE_LIMITS_DEFAULT;
     esp_status st;
 
     memset(out, 0, sizeof *out);
     if (!limits)
         limits = &defaults;
-    if (n_bytes >= sizeof png_signature && memcmp(bytes, png_signature, sizeof png_signature) == 0)
+    if (starts_with(bytes, n_bytes, png_signature, sizeof png_signature))
         st = esp_png_decode(out, bytes, n_bytes, limits, err);
-    else if (n_bytes >= sizeof jpeg_signature && memcmp(bytes, jpeg_signature, sizeof jpeg_signature) == 0)
+    else if (starts_with(bytes, n_bytes, jpeg_signature, sizeof jpeg_signature))
         st = esp_jpeg_decode(out, bytes, n_bytes, limits, err);
     else
         st = refuse_unknown(bytes, n_bytes, err);
     if (st)
         esp_image_finish(out);
+    return st;
+}
+
+static uint32_t be(const uint8_t *p, uint32_t n)
+{
+    uint32_t v = 0;
+
+    while (n-- > 0)
+        v = v << 8 | *p++;
+    return v;
+}
+
+/* Where a JPEG's frame header begins (its precision), of at least 5 bytes; 0: nowhere. Segments before it are passed over. */
+static size_t find_frame(const uint8_t *bytes, size_t n_bytes)
+{
+    size_t at = 2;
+
+    for (;;) {
+        uint32_t mark;
+
+        while (at < n_bytes && bytes[at] != 0xff)
+            at++;
+        while (at < n_bytes && bytes[at] == 0xff)
+            at++;
+        if (n_bytes - at < 8)
+            return 0;
+        mark = bytes[at++];
+        if (mark == 0 || mark == 1 || (mark >= 0xd0 && mark <= 0xd7)) /* stands alone */
+            continue;
+        if (mark >= 0xc0 && mark <= 0xcf && mark != 0xc4 && mark != 0xc8 && mark != 0xcc)
+            return at + 2;
+        if (mark >= 0xd8 && mark <= 0xda) /* another picture, an end, pixels */
+            return 0;
+        if (be(bytes + at, 2) < 2 || be(bytes + at, 2) > n_bytes - at)
+            return 0;
+        at += be(bytes + at, 2);
+    }
+}
+
+esp_status esp_image_size(uint32_t *width, uint32_t *height, const void *bytes, size_t n_bytes,
+                          const struct esp_image_limits *limits, struct esp_err *err)
+{
+    const struct esp_image_limits defaults = ESP_IMAGE_LIMITS_DEFAULT;
+    const uint8_t *b = bytes;
+    const char *kind;
+    esp_status st;
+    size_t at;
+
+    *width = *height = 0;
+    if (starts_with(b, n_bytes, png_signature, sizeof png_signature)) {
+        kind = "PNG";
+        if (n_bytes < 33 || memcmp(b + 8, "\0\0\0\rIHDR", 8) != 0)
+            return esp_fail(err, ESP_E_FORMAT, "damaged PNG: the file does not begin with a header");
+        *width = be(b + 16, 4);
+        *height = be(b + 20, 4);
+    } else if (starts_with(b, n_bytes, jpeg_signature, sizeof jpeg_signature)) {
+        kind = "JPEG";
+        at = find_frame(b, n_bytes);
+        if (at == 0)
+            return esp_fail(err, ESP_E_FORMAT, "damaged JPEG: it has no frame header");
+        *height = be(b + at + 1, 2);
+        *width = be(b + at + 3, 2);
+    } else {
+        return refuse_unknown(b, n_bytes, err);
+    }
+    st = esp_image_check(kind, *width, *height, limits ? limits : &defaults, err);
+    if (st)
+        *width = *height = 0;
     return st;
 }
 

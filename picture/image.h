@@ -51,6 +51,13 @@ struct esp_image_limits {
 esp_status esp_image_decode(struct esp_image *out, const void *bytes, size_t n_bytes,
                             const struct esp_image_limits *limits, struct esp_err *err);
 
+/**
+ * The size of a picture by its header alone: nothing is decoded, and what follows may be damaged. Arguments and errors as
+ * esp_image_decode.
+ */
+esp_status esp_image_size(uint32_t *width, uint32_t *height, const void *bytes, size_t n_bytes,
+                          const struct esp_image_limits *limits, struct esp_err *err);
+
 /** Frees the pixels and zeroes *image; NULL and a zeroed image are fine. */
 void esp_image_finish(struct esp_image *image);
 

@@ -1,6 +1,7 @@
 /* Pictures of either format, decoded and resized. The limits are low, for the fuzzer's speed. */
 #include "tests/fuzz/fuzz.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,17 +15,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
     uint8_t *exact = malloc(n_bytes ? n_bytes : 1);
     struct esp_image image;
     struct esp_err err = {.text = ""};
+    uint32_t width, height;
+    bool sized;
 
     if (!exact)
         abort();
     if (n_bytes)
         memcpy(exact, data, n_bytes);
+    sized = esp_image_size(&width, &height, exact, n_bytes, &limits, &err) == ESP_OK;
+    if (!sized && (!err.text[0] || width || height))
+        abort();
+    err.text[0] = '\0';
     if (esp_image_decode(&image, exact, n_bytes, &limits, &err)) {
         if (!err.text[0] || image.rgb)
             abort();
     } else {
         uint8_t out[3 * 28 * 28];
 
+        if (!sized || image.width != width || image.height != height)
+            abort();
         if (image.width == 0 || image.height == 0 || (uint64_t)image.width * image.height > limits.max_pixels)
             abort();
         for (unsigned filter = 0; filter <= ESP_RESAMPLE_HAMMING; filter++)

@@ -77,10 +77,14 @@ static void check_picture(struct esp_golden *golden, const char *fixture, const 
     const uint8_t *rgb = esp_golden_u8(golden, &n_rgb, "image.%s.rgb", name);
     const float *pixels = esp_golden_f32(golden, &n_pixel, "image.%s.pixel_values", name);
     struct esp_err err;
+    uint32_t width, height;
     int worst;
 
     if (esp_image_decode(&got, bytes, n_file, NULL, &err))
         fail_msg("%s/%s: %s", fixture, file, err.text);
+    if (esp_image_size(&width, &height, bytes, n_file, NULL, &err))
+        fail_msg("%s/%s: %s", fixture, file, err.text);
+    assert_true(width == got.width && height == got.height);
     assert_int_equal(got.width, want.width);
     assert_int_equal(got.height, want.height);
     assert_int_equal(n_rgb, 3 * (size_t)got.width * got.height);

@@ -527,6 +527,8 @@ static void tells_truncation(void **state)
         struct esp_image whole, part;
         struct esp_err err;
 
+        uint32_t width, height;
+
         assert_int_equal(esp_image_decode(&whole, good, n, NULL, &err), ESP_OK);
         for (size_t cut = 12; cut < n; cut += cut < 200 || cut + 100 > n ? 1 : 251) {
             uint8_t *exact = malloc(cut);
@@ -534,7 +536,11 @@ static void tells_truncation(void **state)
 
             assert_non_null(exact);
             memcpy(exact, good, cut);
+            st = esp_image_size(&width, &height, exact, cut, NULL, &err); /* the whole one's, or none */
+            assert_true(st ? st == ESP_E_FORMAT && width == 0 && height == 0
+                           : width == whole.width && height == whole.height);
             st = esp_image_decode(&part, exact, cut, NULL, &err);
+            assert_true(st != ESP_OK || width == whole.width);
             if (st == ESP_OK) {
                 n_taken++;
                 assert_memory_equal(part.rgb, whole.rgb, 3 * (size_t)whole.width * whole.height);

@@ -526,7 +526,6 @@ static void tells_truncation(void **state)
         uint8_t *good = esp_slurp(&n, IMAGES "/%s", files[i]);
         struct esp_image whole, part;
         struct esp_err err;
-
         uint32_t width, height;
 
         assert_int_equal(esp_image_decode(&whole, good, n, NULL, &err), ESP_OK);

@@ -52,6 +52,8 @@ bad|coordinator/a.c|#include <zmq.h>
 bad|proto/wire.c|#include <zmq.h>
 bad|cli/chat.c|#include <readline/readline.h>
 fine|cli/line.c|#include <readline/history.h>
+bad|cli/chat.c|#include <chafa.h>
+fine|cli/show.c|#include <chafa.h>
 fine|proto/link.c|#include <zmq.h>
 fine|proto/auth.c|#include <zmq.h>
 bad|proto/link.c|Espalier__Envelope *e;

@@ -3,7 +3,8 @@
 
 usage: train.py STAGE --work DIR (--scenes PROGRAM | --fifo PATH) --steps N [option ...]
 
-STAGE is vision. The state lives in DIR/STAGE.pt (weights, optimizer, step; written every two minutes and at the end);
+STAGE is vision (the tower, from labelled patches), packed (tower and decoder, all questions of a picture at once) or
+exact (sequences as inference sees them). --init names the state of the stage before. The state lives in DIR/STAGE.pt (weights, optimizer, step; written every two minutes and at the end);
 the same command goes on from it. DIR/STAGE.log takes a line every --every steps. A file DIR/STAGE.cool makes the rate
 fall from that step on, over --decay steps, after which the run ends.
 """
@@ -16,6 +17,7 @@ import time
 import torch
 
 import kernels
+import lm
 import vision
 from model import Model, V
 from optim import Optimizer
@@ -36,6 +38,7 @@ class Run:
         self.path = os.path.join(args.work, args.stage + ".pt")
         self.log_path = os.path.join(args.work, args.stage + ".log")
         self.cool_path = os.path.join(args.work, args.stage + ".cool")
+        self.rounded = False
         self.step, self.scenes, self.seconds, self.cool = 0, args.first, 0.0, args.steps - args.decay
         os.makedirs(args.work, exist_ok=True)
         if os.path.exists(self.path):
@@ -65,6 +68,16 @@ class Run:
             f.write(line + "\n")
         print(line, flush=True)
 
+    @torch.no_grad()
+    def round(self):
+        """Rounds what is stored in bf16. @return list of (tensor, its unrounded copy)"""
+        kept = []
+        for n, t in self.model.p.items():
+            if n != "loc_weight":
+                kept.append((t, t.clone()))
+                t.copy_(t.bfloat16())
+        return kept
+
     def save(self):
         state = {
             "stage": self.args.stage, "step": self.step, "scenes": self.scenes, "cool": self.cool,
@@ -85,10 +98,17 @@ class Run:
             batch = next(batches)
             wait = time.time() - wait
             self.optimizer.zero()
+            # Towards the end the weights are rounded on the way forward, so that storing them in bf16 costs nothing.
+            self.rounded = args.round > 0 and self.step >= min(args.steps, self.cool + args.decay) - args.round
+            kept = self.round() if self.rounded else None
             loss, log, n = loss_of(batch)
             if not torch.isfinite(loss):
                 sys.exit(f"step {self.step}: the loss is {float(loss)}")
             loss.backward()
+            if kept:
+                with torch.no_grad():
+                    for t, master in kept:
+                        t.copy_(master)
             log["norm"] = self.optimizer.clip(args.clip)
             rate = rate_at(self.step, args, self.cool)
             self.optimizer.step(rate)
@@ -132,6 +152,51 @@ def stage_vision(args, model):
     batches.close()
 
 
+def stage_lm(args, model, tokens):
+    """packed and exact: everything is trained, the tower at --tower of the rate (0: not at all)."""
+    exact = args.stage == "exact"
+    params = dict(model.p)
+    heads = vision.init_heads(model.D, args.seed) if args.dense > 0 else {}
+    params.update(heads)
+    scale = {n: args.tower for n in params if n.startswith(V)}
+    run = Run(args, model, params, Optimizer(params, model.matrices(), scale, decay=args.weight_decay))
+    encode = lm.fake_codes if args.codec == "fake" else codec_of(args.codec)
+    weights = torch.tensor([float(w) for w in args.weights.split(",")])
+
+    def make(scenes):
+        batch = lm.batch_of(scenes, tokens, encode, args.pairs, args.seed)
+        batch["dense"] = vision.targets(scenes, model.patch) if heads else None
+        return batch
+
+    def loss_of(batch):
+        with torch.set_grad_enabled(args.tower > 0):
+            features = model.vision(batch["rgb"])
+        rows = model.project(features)
+        table = model.table(round_bf16=run.rounded)
+        if exact:
+            hidden = [lm.hidden_exact(model, table, rows, b) for b in batch["buckets"]]
+        else:
+            past = model.image_keys(rows)
+            hidden = [lm.hidden_packed(model, table, past, b) for b in batch["buckets"]]
+        loss, log = lm.loss_of(hidden, batch["buckets"], table, tokens, weights)
+        log["pairs"] = batch["pairs"]
+        if heads:
+            dense, more = vision.loss_of(features, heads, batch["dense"])
+            loss = loss + args.dense * dense
+            log.update({"v." + k: more[k] for k in ("loss", "shape%", "glyph%", "place%", "m_iou") if k in more})
+        return loss, log, len(batch["rgb"])
+
+    batches = open_batches(args, run, make)
+    run.go(batches, loss_of)
+    batches.close()
+
+
+def codec_of(path):
+    import codec
+
+    return codec.load(path).encode
+
+
 def open_batches(args, run, make):
     return Batches(args.batch, program=args.scenes, path=args.fifo, seed=args.seed, first=run.scenes,
                    side=run.model.vis["image_size"], again=args.again, make=make)
@@ -140,7 +205,7 @@ def open_batches(args, run, make):
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     arg = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arg.add_argument("stage", choices=("vision",))
+    arg.add_argument("stage", choices=("vision", "packed", "exact"))
     arg.add_argument("--work", required=True, help="folder of states and logs, outside the repository")
     arg.add_argument("--config", default=os.path.join(here, "config.json"))
     source = arg.add_mutually_exclusive_group(required=True)
@@ -158,6 +223,13 @@ def main():
     arg.add_argument("--seed", type=int, default=1)
     arg.add_argument("--first", type=int, default=0, help="index of the first scene")
     arg.add_argument("--basis", type=int, default=128, help="cosines that location rows are made of")
+    arg.add_argument("--tokenizer", help="tokenizer.model; packed and exact")
+    arg.add_argument("--codec", default="fake", help="vae-oid.npz, or 'fake' for trials of speed")
+    arg.add_argument("--pairs", type=int, default=0, help="questions of a scene that are used (0: all)")
+    arg.add_argument("--tower", type=float, default=0.3, help="the tower's share of the rate; 0 freezes it")
+    arg.add_argument("--dense", type=float, default=0.0, help="weight of the vision stage's loss beside the answers'")
+    arg.add_argument("--weights", default="1,2,1,1,2", help="of a token by task: caption,answer,detect,segment,ocr")
+    arg.add_argument("--round", type=int, default=0, help="last steps that are taken with weights rounded to bf16")
     arg.add_argument("--every", type=int, default=20)
     arg.add_argument("--threads", type=int, default=1)
     args = arg.parse_args()
@@ -166,8 +238,15 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     config = json.load(open(args.config, encoding="utf-8"))
-    model = Model(config, loc0=None, n_basis=args.basis, seed=args.seed)
-    stage_vision(args, model)
+    if args.stage == "vision":
+        stage_vision(args, Model(config, loc0=None, n_basis=args.basis, seed=args.seed))
+        return
+    if not args.tokenizer:
+        sys.exit(f"{args.stage} needs --tokenizer")
+    tokens = lm.Tokens(args.tokenizer)
+    config["image_token_index"] = config["vocab_size"] = tokens.n
+    config["text_config"]["vocab_size"] = -(-(tokens.n + 1) // 64) * 64
+    stage_lm(args, Model(config, loc0=tokens.loc0, n_basis=args.basis, seed=args.seed), tokens)
 
 
 if __name__ == "__main__":

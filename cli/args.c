@@ -1,5 +1,6 @@
 #include "cli/args.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
@@ -21,6 +22,16 @@ int esp_args_bad(const struct esp_command_help *command, const char *fmt, ...)
     va_end(ap);
     fprintf(stderr, "\nTry 'espalier %s --help'.\n", command->name);
     return ESP_EXIT_USAGE;
+}
+
+void esp_args_drop(struct esp_arg *args, size_t n, const char *name)
+{
+    size_t i = 0;
+
+    while (i < n && strcmp(args[i].name, name) != 0)
+        i++;
+    assert(i < n);
+    memmove(args + i, args + i + 1, (n - i - 1) * sizeof *args);
 }
 
 void esp_args_free(const struct esp_arg_group *groups)

@@ -89,6 +89,9 @@ int esp_args_bad(const struct esp_command_help *command, const char *fmt, ...)
 /** Sets a number's target from text; false, and nothing set, if it is no such number. */
 bool esp_arg_set(const struct esp_arg *arg, const char *text);
 
+/** Takes an option out of a table of n, which has n - 1 then: the command has no use for it. */
+void esp_args_drop(struct esp_arg *args, size_t n, const char *name);
+
 /** Frees what the collecting options of the groups gathered. */
 void esp_args_free(const struct esp_arg_group *groups);
 

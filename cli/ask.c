@@ -19,7 +19,9 @@
 /* Room for one request and little more: a coordinator's own default is for several. */
 #define LEAST_CONTEXT    2048
 #define CONTEXT_STEP     256
-#define CONTEXTS_BY_SELF 4 /* a coordinator's default of --kv-tokens, in contexts */
+#define KV_BLOCK         32    /* tokens */
+#define MOST_AT_ONCE     32768 /* tokens of KV cache for many requests at once, unless more are asked for */
+#define CONTEXTS_BY_SELF 4     /* a coordinator's default of --kv-tokens, in contexts */
 
 void esp_where_args(struct esp_where *where, struct esp_arg args[ESP_N_CLUSTER_ARGS])
 {
@@ -276,6 +278,12 @@ static void size_for(struct esp_embed_options *options, const struct esp_ask *as
     kv = options->context + n_seqs * (r->max_tokens + CONTEXT_STEP);
     if (options->kv_tokens == 0 && n_seqs > 1 && kv > (uint64_t)CONTEXTS_BY_SELF * options->context)
         options->kv_tokens = kv <= UINT32_MAX ? (uint32_t)kv : UINT32_MAX;
+    kv = ask->at_once * (tokens_needed(ask, r) + n_seqs * (r->max_tokens + KV_BLOCK));
+    if (kv > MOST_AT_ONCE)
+        kv = MOST_AT_ONCE;
+    if (ask->where.kv_tokens == 0 && kv > (uint64_t)CONTEXTS_BY_SELF * options->context &&
+        kv > options->kv_tokens)
+        options->kv_tokens = (uint32_t)kv;
 }
 
 static esp_status start_here(struct esp_ask *ask, const struct esp_msg_request *largest, struct esp_err *err)

@@ -31,6 +31,7 @@ struct esp_ask {
     struct esp_texts images;
     bool json;
     unsigned verbose;
+    uint32_t at_once;  /* requests under way at once: a cluster started here has room for so many; 0: one */
     const char *trace; /* file to write intermediate values to; NULL: none */
     const char *prompt;
     char *prompt_read; /* the prompt, when it came from stdin */

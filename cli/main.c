@@ -11,6 +11,7 @@ static const struct {
     {"run", "answer a prompt about pictures", esp_command_run},
     {"chat", "questions about pictures, one after the other", esp_command_chat},
     {"score", "log-likelihood of a given answer", esp_command_score},
+    {"eval", "how right a model's answers to a set of examples are", esp_command_eval},
     {"up", "a coordinator and workers on this machine, in the foreground", esp_command_up},
     {"cluster", "what a running cluster is doing", esp_command_cluster},
     {"verify", "whether every worker's device computes rightly", esp_command_verify},

@@ -138,13 +138,17 @@ def spread():
     return w / w.sum(1, keepdim=True)
 
 
-def loss_of(hidden, buckets, table, tokens, weights):
+def loss_of(hidden, buckets, table, tokens, weights, absent=1.0):
     """Cross-entropy of all suffix tokens, locations against spread targets, each pair's tokens times its task's weight.
+
+    An answer without a word says that nothing of what was asked for is there. A greedy reader weighs its one end token
+    against the single likeliest bin, which holds a few hundredths of the belief that something is there: `absent`, a
+    further factor of such answers, makes up for that.
 
     hidden: one f32[n,n_s,d] a bucket; weights: a factor for each of TASKS. @return loss, log (per task: how many pairs
     are right word for word given their own past, letters or codes right, pixels off)
     """
-    h, want, task, pair, n_pairs = [], [], [], [], 0
+    h, want, task, pair, empty, n_pairs = [], [], [], [], [], 0
     for x, b in zip(hidden, buckets):
         t = b["ids"][:, b["n_p"] :]
         real = torch.arange(b["n_s"]) < (b["total"] - b["plen"])[:, None]
@@ -152,8 +156,9 @@ def loss_of(hidden, buckets, table, tokens, weights):
         want.append(t[real])
         task.append(b["task"][:, None].expand_as(t)[real])
         pair.append((torch.arange(len(t)) + n_pairs)[:, None].expand_as(t)[real])
+        empty.append((real.sum(1, keepdim=True) == 1).expand_as(t)[real])
         n_pairs += len(t)
-    h, want, task, pair = torch.cat(h), torch.cat(want), torch.cat(task), torch.cat(pair)
+    h, want, task, pair, empty = (torch.cat(x) for x in (h, want, task, pair, empty))
     logits = h @ table.t()
     lse = torch.logsumexp(logits, 1)
     is_loc = (want >= tokens.loc0) & (want < tokens.loc0 + 1024)
@@ -165,7 +170,7 @@ def loss_of(hidden, buckets, table, tokens, weights):
     if len(at):
         hit = hit.index_put((at,), (locs * spread()[bins]).sum(1))
     ce = lse - hit
-    w = weights[task]
+    w = weights[task] * torch.where(empty, absent, 1.0)
     loss = (ce * w).sum() / w.sum()
     with torch.no_grad():
         log = {"loss": float(loss)}
@@ -183,6 +188,15 @@ def loss_of(hidden, buckets, table, tokens, weights):
         words = right | is_seg
         whole = torch.ones(n_pairs).index_put((pair[~words],), torch.tensor(0.0))
         task_of = torch.zeros(n_pairs, dtype=torch.long).index_put((pair,), task)
+        nothing = torch.zeros(n_pairs, dtype=torch.bool).index_put((pair,), empty)
+        detect = task_of == TASKS.index("detect")
+        if (detect & nothing).any():
+            log["absent%"] = 100 * float(whole[detect & nothing].mean())
+        first = torch.ones(len(pair), dtype=torch.bool)
+        first[1:] = pair[1:] != pair[:-1]
+        begun = detect[pair] & first & ~empty
+        if begun.any():
+            log["present%"] = 100 * float((best[begun] != EOS).float().mean())
         for i, name in enumerate(TASKS):
             some = task_of == i
             if some.any():

@@ -84,7 +84,7 @@ class Batches:
         self.n, self.path, self.again, self.make = n, path, again, make
         self.child = None
         if program:
-            command = [program, "--stream", "--seed", str(seed), "--first", str(first), "--size", str(side)]
+            command = [program, "--stream", "--seed", str(seed), "--first", str(first), "--side", str(side)]
             self.child = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=1 << 20)
             self.file = self.child.stdout
         else:

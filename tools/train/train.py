@@ -4,9 +4,10 @@
 usage: train.py STAGE --work DIR (--scenes PROGRAM | --fifo PATH) --steps N [option ...]
 
 STAGE is vision (the tower, from labelled patches), packed (tower and decoder, all questions of a picture at once) or
-exact (sequences as inference sees them). --init names the state of the stage before. The state lives in DIR/STAGE.pt (weights, optimizer, step; written every two minutes and at the end);
-the same command goes on from it. DIR/STAGE.log takes a line every --every steps. A file DIR/STAGE.cool makes the rate
-fall from that step on, over --decay steps, after which the run ends.
+exact (sequences as inference sees them). --init names the state of the stage before. The state lives in DIR/STAGE.pt
+(weights, optimizer, step; written every two minutes and at the end); the same command goes on from it. DIR/STAGE.log
+takes a line every --every steps. A file DIR/STAGE.cool makes the rate fall from that step on, over --decay steps, after
+which the run ends.
 """
 import argparse
 import json
@@ -178,7 +179,7 @@ def stage_lm(args, model, tokens):
         else:
             past = model.image_keys(rows)
             hidden = [lm.hidden_packed(model, table, past, b) for b in batch["buckets"]]
-        loss, log = lm.loss_of(hidden, batch["buckets"], table, tokens, weights)
+        loss, log = lm.loss_of(hidden, batch["buckets"], table, tokens, weights, args.absent)
         log["pairs"] = batch["pairs"]
         if heads:
             dense, more = vision.loss_of(features, heads, batch["dense"])
@@ -229,6 +230,7 @@ def main():
     arg.add_argument("--tower", type=float, default=0.3, help="the tower's share of the rate; 0 freezes it")
     arg.add_argument("--dense", type=float, default=0.0, help="weight of the vision stage's loss beside the answers'")
     arg.add_argument("--weights", default="1,2,1,1,2", help="of a token by task: caption,answer,detect,segment,ocr")
+    arg.add_argument("--absent", type=float, default=0.04, help="further weight of empty answers (see lm.loss_of)")
     arg.add_argument("--round", type=int, default=0, help="last steps that are taken with weights rounded to bf16")
     arg.add_argument("--every", type=int, default=20)
     arg.add_argument("--threads", type=int, default=1)

@@ -43,6 +43,7 @@ alone 'proto/wire*.c alone see protobuf-c' '(espalier|ESPALIER)__|Espalier__|pb-
 alone 'cli/line.c alone sees readline' '#include.*readline/' '^cli/line\.c:'
 alone 'cli/show.c alone sees libchafa and GLib' '#include.*(chafa|glib)\.h' '^cli/show\.c:'
 alone 'picture/ alone sees libpng and libjpeg' '#include.*(png|jpeglib)\.h' '^picture/'
+alone 'objects/npz.c alone sees zlib' '#include.*zlib\.h' '^objects/npz\.c:'
 alone 'coordinator/spm_shim.cc alone sees SentencePiece' '#include.*sentencepiece' '^coordinator/spm_shim\.cc:'
 alone 'coordinator/journal_store.c alone sees SQLite' '#include.*sqlite' '^coordinator/journal_store\.c:'
 exit $n_bad

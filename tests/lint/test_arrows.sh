@@ -47,6 +47,7 @@ fine|cli/a.c|#include "objects/rle.h"
 bad|cli/a.c|#include <png.h>
 bad|objects/a.c|#include <jpeglib.h>
 fine|picture/a.c|#include <png.h>
+bad|objects/a.c|#include <glib.h>
 fine|objects/npz.c|#include <zlib.h>
 bad|objects/codec.c|#include <zlib.h>
 fine|shaders/a.comp|#include "push.h"

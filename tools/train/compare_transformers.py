@@ -121,7 +121,7 @@ def main():
     arg.add_argument("--results", help="what espalier eval --out wrote about it")
     arg.add_argument("--count", type=int, default=0, help="the first so many examples (all)")
     arg.add_argument("--write", help="reference file to make")
-    arg.add_argument("--max-tokens", type=int, default=256)
+    arg.add_argument("--max-tokens", type=int, default=128, help="as espalier eval had (128)")
     arg.add_argument("--threads", type=int, default=1)
     args = arg.parse_args()
     if not args.results and not args.write:

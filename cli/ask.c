@@ -200,8 +200,7 @@ static esp_status read_prompt(struct esp_ask *ask, struct esp_msg *request, stru
     return ESP_OK;
 }
 
-/* Whether a file can be written there, before anything is computed for it. Leaves what was there, and nothing else. */
-static esp_status check_writable(const char *path, struct esp_err *err)
+esp_status esp_ask_check_writable(const char *path, struct esp_err *err)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 
@@ -328,7 +327,7 @@ esp_status esp_ask_open(struct esp_ask *ask, struct esp_msg *request, struct esp
     if (st == ESP_OK)
         st = read_images(ask, request, err);
     if (st == ESP_OK && ask->trace)
-        st = check_writable(ask->trace, err);
+        st = esp_ask_check_writable(ask->trace, err);
     return st ? st : esp_ask_connect(ask, &request->request, err);
 }
 

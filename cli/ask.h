@@ -63,6 +63,9 @@ esp_status esp_where_open_model(const struct esp_where *where, struct esp_config
 /** Options of an embedded cluster as *where has them. */
 void esp_where_embed_options(const struct esp_where *where, unsigned verbose, struct esp_embed_options *out);
 
+/** Whether a file can be written there, before anything is computed for it. Leaves what was there, and nothing else. */
+esp_status esp_ask_check_writable(const char *path, struct esp_err *err);
+
 /**
  * Reads prompt and pictures, puts them into the request (ESP_MSG_REQUEST, otherwise filled), starts or dials
  * the cluster. Whatever comes of it, esp_ask_close follows.

@@ -71,6 +71,8 @@ esp_status esp_chat_pictures(struct esp_chat *chat, char *const *paths, uint32_t
             free_picture(&fresh[i]);
         return st;
     }
+    if (n_kept == 0)
+        esp_findings_finish(&chat->found); /* that was about another picture */
     for (uint32_t i = n_kept; i < chat->n_pictures; i++)
         free_picture(&chat->picture[i]);
     for (uint32_t i = 0; i < n; i++)
@@ -100,8 +102,9 @@ static void on_waiting(void *self, const struct esp_msg_waiting *waiting)
 static esp_status on_token(void *self, const struct esp_msg_token *token, struct esp_err *err)
 {
     struct esp_chat *chat = self;
+    const esp_status st = esp_loc_scores_add(&chat->scores, token->text, token->logprob, err);
 
-    return esp_answer_token(&chat->answer, token->text, err);
+    return st ? st : esp_answer_token(&chat->answer, token->text, err);
 }
 
 static void keep_timing(struct esp_chat *chat, const struct esp_reply *reply)
@@ -148,6 +151,7 @@ static esp_status send_question(struct esp_chat *chat, const char *prompt, struc
         st = esp_answer_end(&chat->answer, reply.done->done.best.text, err);
     if (st == ESP_OK) {
         keep_timing(chat, &reply);
+        st = esp_chat_take_findings(chat, reply.done->done.best.text, err);
         if (chat->ask.verbose)
             esp_answer_tell_timing(&chat->ask.term, &reply);
     }
@@ -167,6 +171,7 @@ esp_status esp_chat_ask(struct esp_chat *chat, const char *prompt, struct esp_er
         return esp_fail(err, ESP_E_ARG, "the prompt is not UTF-8");
     memset(&chat->answer, 0, sizeof chat->answer);
     chat->answer.term = &chat->ask.term;
+    esp_loc_scores_finish(&chat->scores);
     st = send_question(chat, prompt, &request, err);
     if (st)
         esp_answer_break(&chat->answer);
@@ -233,6 +238,9 @@ static esp_status open_chat(struct esp_chat *chat, struct esp_err *err)
 {
     esp_status st = esp_chat_pictures(chat, chat->ask.images.at, chat->ask.images.n, false, err);
 
+    chat->finder.model = chat->ask.where.model;
+    if (st == ESP_OK)
+        st = esp_finder_open(&chat->finder, &chat->ask.images, err);
     if (st == ESP_OK)
         st = esp_ask_connect(&chat->ask, NULL, err);
     if (st == ESP_OK) {
@@ -268,6 +276,9 @@ static int chat_and_close(struct esp_chat *chat)
         r = ESP_EXIT_FAILED;
     esp_line_close(&chat->line);
     esp_ask_close(&chat->ask);
+    esp_loc_scores_finish(&chat->scores);
+    esp_findings_finish(&chat->found);
+    esp_finder_close(&chat->finder);
     for (uint32_t i = 0; i < chat->n_pictures; i++)
         free_picture(&chat->picture[i]);
     return r;
@@ -288,7 +299,7 @@ static int check(struct esp_chat *chat)
 int esp_command_chat(int argc, char **argv)
 {
     static struct esp_chat chat;
-    struct esp_arg where[ESP_N_CLUSTER_ARGS], input[ESP_N_INPUT_ARGS];
+    struct esp_arg where[ESP_N_CLUSTER_ARGS], input[ESP_N_INPUT_ARGS], found[ESP_N_FINDINGS_ARGS];
     struct esp_arg output[] = {
         {"verbose", 'v', ESP_ARG_COUNT, NULL,
          "Say more on standard error: the timing of each answer and the daemons' info; -vv: their debug; "
@@ -298,6 +309,7 @@ int esp_command_chat(int argc, char **argv)
     const struct esp_arg_group groups[] = {{"Input", input, ESP_N_INPUT_ARGS},
                                            {"Decoding", chat.decoding_args, ESP_N_DECODING_ARGS},
                                            {"Output", output, sizeof output / sizeof output[0]},
+                                           {"Boxes and masks", found, ESP_N_FINDINGS_ARGS},
                                            {"Where", where, ESP_N_CLUSTER_ARGS},
                                            {NULL, NULL, 0}};
     char **rest;
@@ -305,6 +317,8 @@ int esp_command_chat(int argc, char **argv)
 
     esp_where_args(&chat.ask.where, where);
     esp_input_args(&chat.ask, input);
+    esp_findings_args(&chat.finder, found);
+    found[0].help = "Show the first picture in the terminal after each answer that found something on it.";
     input[0].help = "A PNG or JPEG picture to begin with. Several: give it several times, in order.";
     esp_decoding_args(&chat.decoding, chat.decoding_args);
     for (size_t i = 0; i < ESP_N_CLUSTER_ARGS; i++)

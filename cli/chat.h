@@ -5,6 +5,7 @@
 #include "cli/answer.h"
 #include "cli/ask.h"
 #include "cli/decoding.h"
+#include "cli/findings.h"
 #include "cli/line.h"
 
 struct esp_chat_picture {
@@ -26,6 +27,9 @@ struct esp_chat {
     struct esp_decoding decoding;
     struct esp_arg decoding_args[ESP_N_DECODING_ARGS]; /* their targets are in decoding */
     struct esp_answer answer;
+    struct esp_finder finder;
+    struct esp_loc_scores scores; /* of the answer that comes */
+    struct esp_findings found;    /* of the last one, on the first of the present pictures */
     struct esp_line *line;
     uint32_t n_pictures;
     struct esp_chat_picture picture[ESP_MAX_BLOBS]; /* the present ones */
@@ -39,6 +43,15 @@ esp_status esp_chat_ask(struct esp_chat *chat, const char *prompt, struct esp_er
 /** Adds pictures to the present ones, or takes their place. On failure everything stays as it was. */
 esp_status esp_chat_pictures(struct esp_chat *chat, char *const *paths, uint32_t n, bool add,
                              struct esp_err *err);
+
+/* ---- chat_findings.c ---- */
+
+/** What the answer that has just come found on the first picture: kept, and told on a terminal. */
+esp_status esp_chat_take_findings(struct esp_chat *chat, const char *text, struct esp_err *err);
+
+/** /save and /show: the first picture with what the last answer found. */
+esp_status esp_chat_save(struct esp_chat *chat, const char *path, struct esp_err *err);
+esp_status esp_chat_show(struct esp_chat *chat, struct esp_err *err);
 
 /* ---- chat_command.c ---- */
 

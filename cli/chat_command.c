@@ -157,6 +157,26 @@ static esp_status do_ask(struct esp_chat *chat, const char *args, struct esp_err
     return ask_about(chat, "answer en ", args, err);
 }
 
+static esp_status do_save(struct esp_chat *chat, const char *args, struct esp_err *err)
+{
+    struct words words;
+    esp_status st = split(&words, args, err);
+
+    if (st)
+        return st;
+    st = words.n == 1 ? esp_chat_save(chat, words.at[0], err)
+                      : esp_fail(err, ESP_E_ARG, "/save FILE.png: %s", words.n ? "one file" : "where?");
+    free(words.text);
+    return st;
+}
+
+static esp_status do_show(struct esp_chat *chat, const char *args, struct esp_err *err)
+{
+    if (*args)
+        return esp_fail(err, ESP_E_ARG, "/show takes nothing behind it");
+    return esp_chat_show(chat, err);
+}
+
 /* ---- settings ---- */
 
 static const struct esp_arg *setting(const struct esp_chat *chat, const char *name, size_t n)
@@ -270,11 +290,15 @@ static const struct {
     {"/add", "FILE...", "more pictures, behind those", do_add, ESP_LINE_FILES},
     {"/caption", "[LANGUAGE]", "the prompt \"caption en\", or in that language", do_caption, ESP_LINE_NONE},
     {"/ask", "QUESTION", "the prompt \"answer en QUESTION\"", do_ask, ESP_LINE_NONE},
-    {"/detect", "THING ; ...", "the prompt \"detect THING ; ...\": places come as <loc....> tokens",
-     do_detect, ESP_LINE_NONE},
+    {"/detect", "THING ; ...",
+     "the prompt \"detect THING ; ...\": places come as <loc....> tokens, and as pixels", do_detect,
+     ESP_LINE_NONE},
     {"/segment", "THING", "the prompt \"segment THING\": outlines come as <seg...> tokens", do_segment,
      ESP_LINE_NONE},
     {"/ocr", "", "the prompt \"ocr\"", do_ocr, ESP_LINE_NONE},
+    {"/save", "FILE.png", "the first picture with what the last answer found on it; its masks beside it",
+     do_save, ESP_LINE_FILES},
+    {"/show", "", "the same in the terminal", do_show, ESP_LINE_NONE},
     {"/set", "[NAME VALUE]", "temperature, top-k, top-p, max-tokens, seed, beams; alone: what they are",
      do_set, ESP_LINE_LISTED},
     {"/stats", "", "how the cluster is, and how long the last answer took", do_stats, ESP_LINE_NONE},

@@ -79,7 +79,6 @@ static bool set_common(json_t *o, const struct esp_reply *reply)
 
     SET(o, "prompt_ids", esp_json_ids(a->prompt_ids, a->n_prompt_ids));
     SET(o, "image_tokens", json_integer(a->image_tokens));
-    SET(o, "objects", json_array());
     SET(timing, "load", esp_json_number(d->load));
     SET(timing, "encode", esp_json_number(d->encode));
     SET(timing, "prefill", esp_json_number(d->prefill));
@@ -113,11 +112,12 @@ esp_status esp_json_hand_over(json_t **out, json_t *o, bool ok, struct esp_err *
     return esp_fail(err, ESP_E_NOMEM, "JSON: out of memory");
 }
 
-esp_status esp_report_run(json_t **out, const struct esp_reply *reply, bool several, struct esp_err *err)
+esp_status esp_report_run(json_t **out, const struct esp_reply *reply, const struct esp_findings *found,
+                          bool several, struct esp_err *err)
 {
     const struct esp_msg_done *d = &reply->done->done;
     json_t *o = json_object();
-    bool ok = o && set_hypothesis(o, &d->best) && set_common(o, reply);
+    bool ok = o && set_hypothesis(o, &d->best) && esp_json_set_findings(o, found) && set_common(o, reply);
 
     if (ok && several) {
         json_t *all = json_array();
@@ -149,7 +149,7 @@ esp_status esp_report_score(json_t **out, const struct esp_reply *reply, bool ha
     SET(o, "sum", esp_json_number(h->sum));
     SET(o, "mean", esp_json_number(mean));
     SET(o, "perplexity", esp_json_number(exp(-mean)));
-    ok = ok && set_common(o, reply) && json_object_del(o, "objects") == 0;
+    ok = ok && set_common(o, reply);
     return esp_json_hand_over(out, o, ok, err);
 }
 

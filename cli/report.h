@@ -8,20 +8,23 @@
 #include <jansson.h>
 
 #include "cli/client.h"
+#include "cli/findings.h"
 #include "proto/status.h"
 
 /**
  * What `run --json` prints.
  *
  *   text, ids (without the end token), logprobs (one an id), eos_logprob (null unless it ended so), finish,
- *   prompt_ids (without image tokens), image_tokens, objects, timing {load, encode, prefill, decode, queue in
+ *   prompt_ids (without image tokens), image_tokens, objects [{label, box [y0, x0, y1, x1] in pixels, score, mask (a
+ * file), rle {size, counts}, seg}], malformed [{text, at, why}], timing {load, encode, prefill, decode, queue in
  * seconds, images_cached, rebuilds}, stages [{worker, device, driver, variant, software, encoder [lo, hi), decoder [lo, hi),
  * weight_bytes, kv_bytes, scratch_bytes, compute_seconds, queue_seconds}]; with `several` (beams, best-of-n)
  * also score and hypotheses [{text, ids, logprobs, eos_logprob, finish, sum, score}].
  *
  * @param out  json_decref frees it
  */
-esp_status esp_report_run(json_t **out, const struct esp_reply *reply, bool several, struct esp_err *err);
+esp_status esp_report_run(json_t **out, const struct esp_reply *reply, const struct esp_findings *found,
+                          bool several, struct esp_err *err);
 
 /**
  * What `score --json` prints: ids and logprobs, the end token's last where it was scored, sum, mean,

@@ -5,6 +5,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "cli/findings.h"
 #include "proto/status.h"
 #include "proto/wire.h"
 
@@ -16,6 +17,9 @@ json_t *esp_json_number(double v);
 
 /** Sets what is told of a stage everywhere; false without memory. */
 bool esp_json_set_stage(json_t *o, const struct esp_stage_info *stage);
+
+/** Sets what an answer found: objects and malformed; false without memory. */
+bool esp_json_set_findings(json_t *o, const struct esp_findings *found);
 
 /** *out = o where ok, or frees it and says that there is no memory. */
 esp_status esp_json_hand_over(json_t **out, json_t *o, bool ok, struct esp_err *err);

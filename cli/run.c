@@ -5,7 +5,9 @@
 #include "cli/ask.h"
 #include "cli/command.h"
 #include "cli/decoding.h"
+#include "cli/findings.h"
 #include "cli/report.h"
+#include "cli/show.h"
 #include "cli/trace.h"
 
 static const struct esp_command_help help = {
@@ -20,6 +22,7 @@ static const struct esp_command_help help = {
     .examples = "  espalier run --model paligemma-3b-mix-224 --image cat.jpg \"caption en\"\n"
                 "  espalier run --model paligemma-3b-mix-224 --image a.png --image b.png --json \"answer en "
                 "is it the same\"\n"
+                "  espalier run -m DIR -i street.jpg -o found.png \"detect car ; person\"\n"
                 "  espalier run --connect tcp://10.0.0.5:5550 --image cat.jpg --beams 4 \"caption en\"\n"
                 "  espalier run -m DIR -i cat.jpg --temperature 0.8 --top-p 0.95 --seed 7 --best-of 4 "
                 "\"caption en\"\n",
@@ -29,6 +32,8 @@ struct run {
     struct esp_ask ask;
     struct esp_decoding decoding;
     struct esp_answer answer;
+    struct esp_finder finder;
+    struct esp_loc_scores scores;
 };
 
 static int check(struct run *run)
@@ -37,6 +42,9 @@ static int check(struct run *run)
 
     if (esp_decoding_check(&run->decoding, &err))
         return esp_args_bad(&help, "%s", err.text);
+    if ((run->finder.output || run->finder.show) && run->ask.images.n == 0)
+        return esp_args_bad(&help, "%s: there is no picture; give --image FILE",
+                            run->finder.output ? "-o" : "--show");
     return esp_ask_check(&help, &run->ask);
 }
 
@@ -59,27 +67,100 @@ static void on_waiting(void *self, const struct esp_msg_waiting *waiting)
 static esp_status on_token(void *self, const struct esp_msg_token *token, struct esp_err *err)
 {
     struct run *run = self;
+    const esp_status st = esp_loc_scores_add(&run->scores, token->text, token->logprob, err);
 
+    if (st)
+        return st;
     return run->ask.json ? ESP_OK : esp_answer_token(&run->answer, token->text, err);
 }
 
-static esp_status finish(struct run *run, const struct esp_reply *reply, struct esp_err *err)
+/* What the answer found. Boxes and masks only where somebody gets to see them. */
+static esp_status read_found(struct esp_findings *found, struct run *run, const char *text,
+                             const struct esp_finding_picture *picture, struct esp_err *err)
 {
-    esp_status st = ESP_OK;
-    const struct esp_ask *ask = &run->ask;
+    const struct esp_finder *f = &run->finder;
+    const bool wanted =
+        run->ask.json || run->ask.verbose || run->ask.term.progress || f->output || f->masks || f->show;
+
+    return esp_findings_read(found, &run->finder, &run->ask.term, run->decoding.suffix, text, &run->scores,
+                             wanted ? picture : NULL, err);
+}
+
+static esp_status print(struct run *run, const struct esp_reply *reply, const struct esp_findings *found,
+                        struct esp_err *err)
+{
     json_t *json;
+    esp_status st;
+
+    if (!run->ask.json)
+        return esp_answer_end(&run->answer, reply->done->done.best.text, err);
+    st = esp_report_run(&json, reply, found, esp_decoding_several(&run->decoding), err);
+    return st ? st : esp_report_print(json, err);
+}
+
+static void tell(struct run *run, const struct esp_reply *reply, const struct esp_findings *found)
+{
+    struct esp_ask *ask = &run->ask;
+    const bool talkative = ask->verbose || ask->term.progress;
+
+    if (!ask->json || ask->verbose)
+        esp_findings_tell_malformed(found, &ask->term);
+    if (talkative && (!ask->json || ask->verbose)) {
+        esp_findings_tell(found, &ask->term);
+        if (found->said.n_objects > 0 && ask->n_blobs > 1)
+            esp_term_line(&ask->term, "taken to be of the first picture, %s", ask->images.at[0]);
+    }
+    if (talkative)
+        esp_answer_tell_timing(&ask->term, reply);
+}
+
+/* On standard output, or on standard error where the answer's JSON or a file takes that. */
+static esp_status show(struct run *run, const struct esp_findings *found,
+                       const struct esp_finding_picture *picture, struct esp_err *err)
+{
+    FILE *to = run->ask.term.screen && !run->ask.json ? stdout : stderr;
+    struct esp_image image;
+    esp_status st = esp_findings_draw(&image, found, picture, err);
+
+    if (st)
+        return st;
+    esp_term_clear(&run->ask.term);
+    st = esp_show(to, &image, err);
+    esp_image_finish(&image);
+    if (st == ESP_E_UNSUPPORTED) {
+        esp_term_line(&run->ask.term, "--show: %s", err->text);
+        st = ESP_OK;
+    }
+    return st;
+}
+
+/* @param picture  the first one; NULL: none. The answer is printed whatever becomes of its files. */
+static esp_status finish(struct run *run, const struct esp_reply *reply,
+                         const struct esp_finding_picture *picture, struct esp_err *err)
+{
+    struct esp_ask *ask = &run->ask;
+    struct esp_term *told = ask->json && !ask->verbose ? NULL : &ask->term;
+    struct esp_findings found = {0};
+    struct esp_err later;
+    esp_status st = ESP_OK, saved;
 
     if (ask->trace)
         st = esp_trace_write(ask->trace, reply, ask->has_config, ask->config.image_token, err);
-    if (st == ESP_OK && ask->json) {
-        st = esp_report_run(&json, reply, esp_decoding_several(&run->decoding), err);
-        if (st == ESP_OK)
-            st = esp_report_print(json, err);
-    } else if (st == ESP_OK) {
-        st = esp_answer_end(&run->answer, reply->done->done.best.text, err);
+    if (st)
+        return st;
+    saved = read_found(&found, run, reply->done->done.best.text, picture, &later);
+    if (saved == ESP_OK)
+        saved = esp_findings_save(&found, picture, run->finder.masks, run->finder.output, told, &later);
+    st = print(run, reply, &found, err);
+    if (st == ESP_OK)
+        tell(run, reply, &found);
+    if (st == ESP_OK && saved) {
+        *err = later;
+        st = saved;
     }
-    if (st == ESP_OK && (run->ask.verbose || run->ask.term.progress))
-        esp_answer_tell_timing(&run->ask.term, reply);
+    if (st == ESP_OK && run->finder.show)
+        st = show(run, &found, picture, err);
+    esp_findings_finish(&found);
     return st;
 }
 
@@ -93,14 +174,23 @@ static esp_status answer(struct run *run, struct esp_err *err)
     request.kind = ESP_MSG_REQUEST;
     esp_decoding_fill(&request.request, &run->decoding);
     request.request.trace = run->ask.trace != NULL;
-    st = esp_ask_open(&run->ask, &request, err);
+    run->finder.model = run->ask.where.model;
+    st = esp_finder_open(&run->finder, &run->ask.images, err);
+    if (st == ESP_OK)
+        st = esp_ask_open(&run->ask, &request, err);
     if (st == ESP_OK)
         st = esp_client_ask(&reply, run->ask.client, &request, &hooks, err);
-    if (st == ESP_OK)
-        st = finish(run, &reply, err);
+    if (st == ESP_OK) {
+        const struct esp_finding_picture first = {run->ask.blob[0], request.blob[0].n_bytes,
+                                                  run->ask.images.n > 0 ? run->ask.images.at[0] : NULL};
+
+        st = finish(run, &reply, run->ask.n_blobs > 0 ? &first : NULL, err);
+    }
     if (st)
         esp_answer_break(&run->answer);
     esp_reply_finish(&reply);
+    esp_loc_scores_finish(&run->scores);
+    esp_finder_close(&run->finder);
     return st;
 }
 
@@ -108,12 +198,11 @@ int esp_command_run(int argc, char **argv)
 {
     static struct run run;
     struct esp_arg where[ESP_N_CLUSTER_ARGS], input[ESP_N_INPUT_ARGS], decoding[ESP_N_DECODING_ARGS],
-        output[ESP_N_OUTPUT_ARGS];
-    const struct esp_arg_group groups[] = {{"Input", input, ESP_N_INPUT_ARGS},
-                                           {"Decoding", decoding, ESP_N_DECODING_ARGS},
-                                           {"Output", output, ESP_N_OUTPUT_ARGS},
-                                           {"Where", where, ESP_N_CLUSTER_ARGS},
-                                           {NULL, NULL, 0}};
+        output[ESP_N_OUTPUT_ARGS], found[ESP_N_FINDINGS_ARGS + ESP_N_FINDINGS_FILE_ARGS];
+    const struct esp_arg_group groups[] = {
+        {"Input", input, ESP_N_INPUT_ARGS},    {"Decoding", decoding, ESP_N_DECODING_ARGS},
+        {"Output", output, ESP_N_OUTPUT_ARGS}, {"Boxes and masks", found, sizeof found / sizeof found[0]},
+        {"Where", where, ESP_N_CLUSTER_ARGS},  {NULL, NULL, 0}};
     struct esp_err err = {0};
     char **rest;
     int n_rest, r;
@@ -123,6 +212,8 @@ int esp_command_run(int argc, char **argv)
     esp_input_args(&run.ask, input);
     esp_decoding_args(&run.decoding, decoding);
     esp_output_args(&run.ask, output);
+    esp_findings_args(&run.finder, found);
+    esp_findings_file_args(&run.finder, found + ESP_N_FINDINGS_ARGS);
     r = esp_args_parse(&help, groups, argc, argv, &rest, &n_rest);
     if (r == ESP_ARGS_GO_ON && n_rest != 1)
         r = n_rest == 0 ? esp_args_bad(&help, "no prompt: give it as the last argument, \"caption en\"")

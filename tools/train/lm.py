@@ -19,7 +19,6 @@ from stream import TASKS
 BOS, EOS, PAD = 2, 1, 0
 PLACE = re.compile(r"<seg@(\d+)>")
 CUTS = (3, 9, 20)  # buckets by the suffix's tokens: words, boxes or letters, a mask or a caption, more
-SIGMA = 5.0  # bins over which a location's target is spread: half a pixel of 112
 
 
 class Tokens:
@@ -131,15 +130,18 @@ def hidden_exact(model, table, rows, b):
 
 
 @functools.lru_cache(1)
-def spread():
-    """f32[1024,1024]: row i, the target over bins when bin i is right."""
+def spread(sigma):
+    """f32[1024,1024]: row i, the target over bins when bin i is right; sigma: its standard deviation in bins."""
     at = torch.arange(1024)
-    w = torch.exp(-0.5 * ((at[:, None] - at[None, :]) / SIGMA).square())
+    w = torch.exp(-0.5 * ((at[:, None] - at[None, :]) / sigma).square())
     return w / w.sum(1, keepdim=True)
 
 
-def loss_of(hidden, buckets, table, tokens, weights, absent=1.0):
+def loss_of(hidden, buckets, table, tokens, weights, absent, sigma, places):
     """Cross-entropy of all suffix tokens, locations against spread targets, each pair's tokens times its task's weight.
+
+    Location tokens weigh `places` times as much, their targets are spread over `sigma` bins: a wide spread is learnt
+    first, since a sharp peak over 1024 bins takes large logits and features of high frequency.
 
     An answer without a word says that nothing of what was asked for is there. A greedy reader weighs its one end token
     against the single likeliest bin, which holds a few hundredths of the belief that something is there: `absent`, a
@@ -168,9 +170,9 @@ def loss_of(hidden, buckets, table, tokens, weights, absent=1.0):
     locs = logits[at, tokens.loc0 : tokens.loc0 + 1024]
     bins = want[at] - tokens.loc0
     if len(at):
-        hit = hit.index_put((at,), (locs * spread()[bins]).sum(1))
+        hit = hit.index_put((at,), (locs * spread(sigma)[bins]).sum(1))
     ce = lse - hit
-    w = weights[task] * torch.where(empty, absent, 1.0)
+    w = weights[task] * torch.where(is_loc, places, 1.0) * torch.where(empty, absent, 1.0)
     loss = (ce * w).sum() / w.sum()
     with torch.no_grad():
         log = {"loss": float(loss)}

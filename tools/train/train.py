@@ -20,7 +20,7 @@ import torch
 import kernels
 import lm
 import vision
-from model import Model, V
+from model import L, Model, V
 from optim import Optimizer
 from stream import Batches
 
@@ -160,6 +160,7 @@ def stage_lm(args, model, tokens):
     heads = vision.init_heads(model.D, args.seed) if args.dense > 0 else {}
     params.update(heads)
     scale = {n: args.tower for n in params if n.startswith(V)}
+    scale |= {"loc_weight": args.sharpen, L + "norm.weight": args.sharpen}
     run = Run(args, model, params, Optimizer(params, model.matrices(), scale, decay=args.weight_decay))
     encode = lm.fake_codes if args.codec == "fake" else codec_of(args.codec)
     weights = torch.tensor([float(w) for w in args.weights.split(",")])
@@ -179,7 +180,8 @@ def stage_lm(args, model, tokens):
         else:
             past = model.image_keys(rows)
             hidden = [lm.hidden_packed(model, table, past, b) for b in batch["buckets"]]
-        loss, log = lm.loss_of(hidden, batch["buckets"], table, tokens, weights, args.absent)
+        loss, log = lm.loss_of(hidden, batch["buckets"], table, tokens, weights, args.absent, args.sigma,
+                               args.places)
         log["pairs"] = batch["pairs"]
         if heads:
             dense, more = vision.loss_of(features, heads, batch["dense"])
@@ -229,6 +231,10 @@ def main():
     arg.add_argument("--pairs", type=int, default=0, help="questions of a scene that are used (0: all)")
     arg.add_argument("--tower", type=float, default=0.3, help="the tower's share of the rate; 0 freezes it")
     arg.add_argument("--dense", type=float, default=0.0, help="weight of the vision stage's loss beside the answers'")
+    arg.add_argument("--sigma", type=float, default=14.0, help="bins over which a location's target is spread")
+    arg.add_argument("--places", type=float, default=2.0, help="further weight of location tokens")
+    arg.add_argument("--sharpen", type=float, default=4.0,
+                     help="factor of the rate of what makes logits of locations large: their rows, the last norm")
     arg.add_argument("--weights", default="1,2,1,1,2", help="of a token by task: caption,answer,detect,segment,ocr")
     arg.add_argument("--absent", type=float, default=0.04, help="further weight of empty answers (see lm.loss_of)")
     arg.add_argument("--round", type=int, default=0, help="last steps that are taken with weights rounded to bf16")

@@ -1,9 +1,11 @@
-/* One npz file: every array that can be read is read, and if it is a mask codec, a small one decodes and encodes. */
+/* One npz file: every array that can be read is read, and if it is a mask codec, a small one decodes and encodes. Also
+ * the same bytes as one array, which in an npz lies behind a checksum. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "objects/codec.h"
+#include "objects/npy.h"
 #include "objects/npz.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -48,6 +50,19 @@ static bool read_arrays(const uint8_t *file, size_t n_bytes)
     return n_all < 20000;
 }
 
+static void parse_array(const uint8_t *file, size_t n_bytes)
+{
+    struct esp_npy_header h;
+    struct esp_err err = {0};
+
+    if (esp_npy_parse(&h, file, n_bytes, "input", &err)) {
+        if (!err.text[0])
+            abort();
+    } else if (h.n_dim > ESP_NPZ_MAX_DIM || h.data_at + h.n_elem * esp_dtype_n_bytes(h.dtype) != n_bytes) {
+        abort();
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
 {
     static float mask[ESP_CODEC_PIXELS];
@@ -61,6 +76,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
         abort();
     if (n_bytes)
         memcpy(file, data, n_bytes);
+    parse_array(file, n_bytes);
     if (read_arrays(file, n_bytes)) {
         if (esp_codec_parse(&codec, file, n_bytes, "input", &err)) {
             if (!err.text[0] || codec)

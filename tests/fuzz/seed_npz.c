@@ -50,6 +50,8 @@ int main(int argc, char **argv)
         esp_npz_out_array(&z, "x", numbers, (const size_t[]){2, 2}, 2, i & 1, i & 2);
         esp_npz_out_raw(&z, "note", "hello", 5, i & 2);
         esp_npz_out_end(&z);
+        if (i == 0) /* the entry alone: behind the local header and its name */
+            write_bytes(argv[1], "npy", z.bytes + 35, 128 + sizeof numbers);
         snprintf(name, sizeof name, "array%s%s", i & 1 ? "_half" : "", i & 2 ? "_deflated" : "");
         write_bytes(argv[1], name, z.bytes, z.n_bytes);
         if (i == 0) {

@@ -417,35 +417,44 @@ static esp_status read_lines(struct reading *r, const char *text, size_t n)
     return st;
 }
 
-esp_status esp_eval_data_read(struct esp_eval_data *out, const char *path, struct esp_term *term,
-                              struct esp_err *err)
+esp_status esp_eval_data_parse(struct esp_eval_data *out, const char *text, size_t n_bytes, const char *path,
+                               struct esp_term *term, struct esp_err *err)
 {
     struct esp_err cause;
     struct reading r = {.data = out, .path = path, .term = term, .err = err ? err : &cause};
-    void *text = NULL;
-    size_t n = 0;
-    int fd;
     esp_status st;
 
     memset(out, 0, sizeof *out);
     if (sodium_init() < 0)
         return esp_fail(err, ESP_E_INTERNAL, "libsodium cannot be used");
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
-    st = esp_input_read(&text, &n, fd, path, 1 << 20, MAX_FILE, r.err);
-    close(fd);
-    if (st)
-        return st;
     r.known = json_object();
     crypto_generichash_init(&r.hash, NULL, 0, ESP_EVAL_HASH_BYTES);
-    crypto_generichash_update(&r.hash, text, n);
-    st = r.known ? read_lines(&r, text, n) : esp_fail(err, ESP_E_NOMEM, "%s: out of memory", path);
+    crypto_generichash_update(&r.hash, (const unsigned char *)text, n_bytes);
+    st = r.known ? read_lines(&r, text, n_bytes) : esp_fail(err, ESP_E_NOMEM, "%s: out of memory", path);
     crypto_generichash_final(&r.hash, out->hash, ESP_EVAL_HASH_BYTES);
     json_decref(r.known);
-    free(text);
     if (st)
         esp_eval_data_finish(out);
+    return st;
+}
+
+esp_status esp_eval_data_read(struct esp_eval_data *out, const char *path, struct esp_term *term,
+                              struct esp_err *err)
+{
+    struct esp_err cause;
+    void *text;
+    size_t n = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    esp_status st;
+
+    memset(out, 0, sizeof *out);
+    if (fd < 0)
+        return esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
+    st = esp_input_read(&text, &n, fd, path, 1 << 20, MAX_FILE, err ? err : &cause);
+    close(fd);
+    if (st == ESP_OK)
+        st = esp_eval_data_parse(out, text, n, path, term, err);
+    free(text);
     return st;
 }
 

@@ -82,6 +82,10 @@ struct esp_eval_data {
 esp_status esp_eval_data_read(struct esp_eval_data *out, const char *path, struct esp_term *term,
                               struct esp_err *err);
 
+/** The same of a file's n_bytes, which are borrowed for the call and need no NUL. */
+esp_status esp_eval_data_parse(struct esp_eval_data *out, const char *text, size_t n_bytes, const char *path,
+                               struct esp_term *term, struct esp_err *err);
+
 /** Frees what is in it and zeroes it; a zeroed one is fine. */
 void esp_eval_data_finish(struct esp_eval_data *data);
 

@@ -7,10 +7,12 @@
 
 #include "cli/command.h"
 #include "cli/figures.h"
+#include "cli/finder.h"
 #include "cli/report.h"
 #include "cli/report_json.h"
 #include "cli/signals.h"
 #include "model/checkpoint.h"
+#include "objects/codec.h"
 
 #define IN_FLIGHT      32 /* enough that several stages have batches to work on, and a next one to come in */
 #define MOST_IN_FLIGHT 512
@@ -34,6 +36,8 @@ struct options {
     const char *data, *out;
     uint32_t limit; /* 0: none */
     struct esp_texts tasks;
+    const char *codec_path; /* NULL: not named */
+    struct esp_codec *codec;
     struct esp_eval_header header;
 };
 
@@ -83,13 +87,49 @@ static esp_status choose(struct options *o, struct esp_err *err)
             eval->which[eval->n_which++] = i;
     if (eval->n_which == 0)
         return esp_fail(err, ESP_E_ARG, "%s: no example of the tasks asked for", o->data);
-    for (uint32_t k = 0; k < eval->n_which && !eval->masks.draw; k++)
-        if (eval->data.examples[eval->which[k]].task == ESP_EVAL_SEGMENT)
-            return esp_fail(err, ESP_E_UNSUPPORTED,
-                            "%s:%u: masks cannot be decoded by this build; leave segment out with --task",
-                            o->data, eval->data.examples[eval->which[k]].line);
     return ESP_OK;
 }
+
+/* ---- masks ---- */
+
+static esp_status draw_mask(void *self, uint8_t *out, uint32_t height, uint32_t width,
+                            const int32_t seg[ESP_N_SEG], const double box[4], struct esp_err *err)
+{
+    float mask[ESP_CODEC_PIXELS];
+    esp_status st = esp_codec_decode(mask, self, seg, err);
+
+    return st ? st : esp_codec_paste(out, height, width, mask, box, err);
+}
+
+/* A codec, if an example needs one. */
+static esp_status open_codec(struct options *o, struct esp_err *err)
+{
+    struct esp_eval *eval = &o->eval;
+    const char *path = o->codec_path;
+    char found[4096];
+    uint32_t k = 0;
+    esp_status st;
+
+    while (k < eval->n_which && eval->data.examples[eval->which[k]].task != ESP_EVAL_SEGMENT)
+        k++;
+    if (k == eval->n_which)
+        return ESP_OK;
+    if (!path && esp_finder_codec_path(found, sizeof found, eval->ask.where.model))
+        path = found;
+    if (!path)
+        return esp_fail(
+            err, ESP_E_IO,
+            "%s:%u: to compare masks there must be a " ESP_CODEC_FILE
+            ", the one that the model was trained with: name it with --mask-codec, put it into the "
+            "model's folder, or leave segment out with --task",
+            o->data, eval->data.examples[eval->which[k]].line);
+    st = esp_codec_open(&o->codec, path, err);
+    if (st == ESP_OK)
+        eval->masks = (struct esp_eval_masks){o->codec, draw_mask};
+    return st;
+}
+
+/* ---- in which order ---- */
 
 struct place {
     uint32_t picture, example;
@@ -281,6 +321,8 @@ static esp_status evaluate(struct options *o, bool *begun, struct esp_err *err)
     if (st == ESP_OK)
         st = choose(o, err);
     if (st == ESP_OK)
+        st = open_codec(o, err);
+    if (st == ESP_OK)
         st = identify(o, err);
     if (st == ESP_OK && o->out)
         st = esp_eval_results_open(&eval->results, o->out, &eval->data, &o->header, heard_before, eval, err);
@@ -311,6 +353,7 @@ static void close_all(struct options *o)
     free(eval->which);
     free(eval->todo);
     esp_eval_data_finish(&eval->data);
+    esp_codec_destroy(&o->codec);
     json_decref(o->header.decoding);
 }
 
@@ -351,6 +394,10 @@ int esp_command_eval(int argc, char **argv)
          false, NULL},
         {"in-flight", 0, ESP_ARG_U32, "N", "Requests under way at once, 1 to 512. Default: 32.",
          &o.eval.in_flight, 1, MOST_IN_FLIGHT, false, NULL},
+        {"mask-codec", 0, ESP_ARG_TEXT, "FILE",
+         "What makes masks of <seg...> tokens, a " ESP_CODEC_FILE
+         ". Default: that of the model's folder, else that of what is installed.",
+         &o.codec_path, 0, 0, false, NULL},
         {"out", 'o', ESP_ARG_TEXT, "FILE",
          "Keep each answer there, a JSON object a line, and go on from what is there already.", &o.out, 0, 0,
          false, NULL},

@@ -136,20 +136,22 @@ static bool installed(char *out, size_t n_out)
     return w > 0 && (size_t)w < n_out - (size_t)n && esp_file_exists(out);
 }
 
+bool esp_finder_codec_path(char *out, size_t n_out, const char *model)
+{
+    int w = model ? snprintf(out, n_out, "%s/%s", model, ESP_CODEC_FILE) : -1;
+
+    return (w >= 0 && (size_t)w < n_out && esp_file_exists(out)) || installed(out, n_out);
+}
+
 const struct esp_codec *esp_finder_codec(struct esp_finder *finder, struct esp_term *term)
 {
     struct esp_err err;
     char path[4096];
-    int w = -1;
 
     if (finder->looked)
         return finder->codec;
     finder->looked = true;
-    if (finder->model)
-        w = snprintf(path, sizeof path, "%s/%s", finder->model, ESP_CODEC_FILE);
-    if (w < 0 || (size_t)w >= sizeof path || !esp_file_exists(path))
-        path[0] = '\0';
-    if (!path[0] && !installed(path, sizeof path))
+    if (!esp_finder_codec_path(path, sizeof path, finder->model))
         esp_term_line(
             term,
             "The answer has masks as <seg...> tokens, and there is no " ESP_CODEC_FILE

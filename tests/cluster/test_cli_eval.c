@@ -11,6 +11,10 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "objects/codec.h"
+#include "objects/parse.h"
+#include "objects/rle.h"
+#include "picture/image.h"
 #include "tests/cluster/cli_child.h"
 #include "tests/support/file.h"
 
@@ -35,6 +39,7 @@ struct fake {
     uint32_t n_asked, n_open, n_most_open, n_done, n_cancel;
     uint8_t model; /* first byte of its fingerprint */
     bool answered[MAX_ASKED];
+    const char *say; /* NULL: the last word of the prompt */
 };
 
 static int setup(void **state)
@@ -89,13 +94,13 @@ static void tell(struct fake *f, struct esp_msg *msg)
     script_tell(&f->script, &f->client, msg);
 }
 
-/* Answers request number i with the last word of its prompt. */
+/* Answers request number i. */
 static void answer(struct fake *f, uint32_t i)
 {
     static const uint32_t ids[] = {100, 101}, prompt_ids[] = {2, 5};
     static const double logprobs[] = {-0.25, -0.5, -0.125};
     static struct esp_msg m;
-    const char *text = strrchr(f->asked[i].prompt, ' ') + 1;
+    const char *text = f->say ? f->say : strrchr(f->asked[i].prompt, ' ') + 1;
 
     assert_false(f->answered[i]);
     f->answered[i] = true;
@@ -464,6 +469,107 @@ static void test_asked_anew(void **state)
     child_finish(&c);
 }
 
+/* ---- masks ---- */
+
+#define CODEC "models/tiny/vae-oid.npz"
+
+/* What 16 codes stand for, drawn into a box of scene A, as COCO has it. */
+static char *draw_mask(const struct esp_codec *codec, const int32_t *codes, const double *box,
+                       uint32_t height, uint32_t width)
+{
+    float small[ESP_CODEC_PIXELS];
+    uint8_t *mask = calloc((size_t)height * width, 1);
+    struct esp_rle rle;
+    char *text;
+
+    assert_non_null(mask);
+    assert_int_equal(esp_codec_decode(small, codec, codes, NULL), ESP_OK);
+    assert_int_equal(esp_codec_paste(mask, height, width, small, box, NULL), ESP_OK);
+    assert_int_equal(esp_rle_encode(&rle, mask, height, width, NULL), ESP_OK);
+    assert_true(esp_rle_area(&rle) > 100);
+    assert_int_equal(esp_rle_to_string(&text, &rle, NULL), ESP_OK);
+    esp_rle_finish(&rle);
+    free(mask);
+    return text;
+}
+
+/* The very mask that the answer's codes stand for is wanted, and that of other codes. */
+static void test_masks(void **state)
+{
+    static const uint16_t loc[4] = {100, 200, 900, 800};
+    struct fake *f = *state;
+    struct esp_codec *codec;
+    uint8_t disc[ESP_CODEC_PIXELS], *bytes;
+    int32_t codes[2][ESP_CODEC_N_TOK];
+    char cwd[4096], text[512];
+    uint32_t width, height;
+    double box[4];
+    size_t n;
+    json_t *line, *object;
+    FILE *file;
+    struct child c;
+
+    assert_int_equal(esp_codec_open(&codec, CODEC, NULL), ESP_OK);
+    for (int half = 0; half < 2; half++) {
+        for (int i = 0; i < ESP_CODEC_PIXELS; i++) {
+            const int y = i / ESP_CODEC_SIDE - 32, x = i % ESP_CODEC_SIDE - 32;
+
+            disc[i] = y * y + x * x < 900 && (!half || x < 0) ? 255 : 0;
+        }
+        assert_int_equal(esp_codec_encode(codes[half], codec, disc, NULL), ESP_OK);
+    }
+    n = (size_t)snprintf(text, sizeof text, "<loc%04u><loc%04u><loc%04u><loc%04u>", loc[0], loc[1], loc[2],
+                         loc[3]);
+    for (int i = 0; i < ESP_CODEC_N_TOK; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "<seg%03d>", codes[0][i]);
+    snprintf(text + n, sizeof text - n, " disc");
+    bytes = esp_slurp(&n, SCENE_A);
+    assert_int_equal(esp_image_size(&width, &height, bytes, n, NULL, NULL), ESP_OK);
+    free(bytes);
+    esp_box_pixels(box, loc, height, width);
+    file = fopen(f->set, "w");
+    assert_true(file && getcwd(cwd, sizeof cwd));
+    for (int half = 0; half < 2; half++) {
+        char *mask = draw_mask(codec, codes[half], box, height, width), image[4200];
+
+        snprintf(image, sizeof image, "%s/" SCENE_A, cwd);
+        object = json_pack("{s:s, s:[f,f,f,f], s:{s:[i,i], s:s}}", "label", "disc", "box", box[0], box[1],
+                           box[2], box[3], "mask", "size", (int)height, (int)width, "counts", mask);
+        line = json_pack("{s:s, s:s, s:s, s:[o]}", "image", image, "prompt", "segment disc", "answer", text,
+                         "objects", object);
+        assert_non_null(line);
+        assert_int_equal(json_dumpf(line, file, JSON_COMPACT), 0);
+        fputc('\n', file);
+        json_decref(line);
+        free(mask);
+    }
+    assert_int_equal(fclose(file), 0);
+    esp_codec_destroy(&codec);
+
+    f->say = text;
+    f->script.heard = at_once;
+    eval(&c, f, (const char *[]){"--limit", "1", "--mask-codec", CODEC, "--json", NULL});
+    child_expect(&c, "the same mask", 0, NULL, NULL);
+    assert_true(figure(&c, "segment", "mask_iou") == 1 && figure(&c, "segment", "box_iou") == 1);
+    assert_true(figure(&c, "segment", "exact") == 1 && figure(&c, "segment", "ap50") == 1);
+    child_finish(&c);
+    eval(&c, f, (const char *[]){"--mask-codec", CODEC, "--json", NULL});
+    child_expect(&c, "another mask", 0, NULL, NULL);
+    if (!(figure(&c, "segment", "mask_iou") > 0.6 &&
+          figure(&c, "segment", "mask_iou") < 0.9)) /* half of 1 and some half */
+        fail_msg("%s", OUT(&c));
+    child_finish(&c);
+
+    f->n_asked = 0;
+    eval(&c, f, (const char *[]){"--mask-codec", SCENE_A, NULL});
+    child_expect(&c, "no codec", 1, SCENE_A, "");
+    child_finish(&c);
+    eval(&c, f, (const char *[]){NULL});
+    child_expect(&c, "none", 1, "set.jsonl:1: to compare masks there must be a vae-oid.npz", "");
+    child_finish(&c);
+    assert_int_equal(f->n_asked, 0);
+}
+
 static void test_bad_set(void **state)
 {
     struct fake *f = *state;
@@ -639,9 +745,9 @@ static void test_real_cluster(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_many_at_once), TEST(test_limit_and_task), TEST(test_refused),      TEST(test_failures),
-        TEST(test_interrupted),  TEST(test_silence),        TEST(test_asked_anew),   TEST(test_bad_set),
-        TEST(test_usage),        TEST(test_terminal),       TEST(test_real_cluster),
+        TEST(test_many_at_once), TEST(test_limit_and_task), TEST(test_refused),    TEST(test_failures),
+        TEST(test_interrupted),  TEST(test_silence),        TEST(test_asked_anew), TEST(test_masks),
+        TEST(test_bad_set),      TEST(test_usage),          TEST(test_terminal),   TEST(test_real_cluster),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -94,7 +94,7 @@ static void test_kinds(void **state)
     } cases[] = {
         {"xterm-kitty", NULL, "C.UTF-8", "\x1b_G", "\xe2\x96"},
         {"mlterm", NULL, "C.UTF-8", "\x1bP", "\xe2\x96"},
-        {"xterm", NULL, "C.UTF-8", "8;5;", "\x1bP"},
+        {"xterm", NULL, "C.UTF-8", "\x1b[38;", "\x1bP"}, /* 256 colours or all of them, by version */
         {"xterm-256color", "truecolor", "C.UTF-8", ";2;", "\x1b_G"},
         {"xterm-256color", "truecolor", "C", ";2;", "\xe2"}, /* nothing but ASCII */
     };

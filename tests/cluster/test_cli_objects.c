@@ -141,6 +141,8 @@ static void heard(struct script *s, struct child *c, const struct esp_peer *from
 
 /* ---- the command line ---- */
 
+static const char *program = ESPALIER;
+
 /* espalier ARGUMENTS --connect ...; a %s in an argument is the test's folder. */
 static void run(struct fake *f, struct child *c, bool on_terminal, const char *const *args)
 {
@@ -164,9 +166,9 @@ static void run(struct fake *f, struct child *c, bool on_terminal, const char *c
     all[n] = NULL;
     f->script.heard = heard;
     if (on_terminal)
-        child_start_on_terminal(c, ESPALIER, all);
+        child_start_on_terminal(c, program, all);
     else
-        child_start(c, ESPALIER, NULL, all);
+        child_start(c, program, NULL, all);
     child_wait(c, &f->script);
 }
 
@@ -445,6 +447,31 @@ static void test_where_the_codec_is(void **state)
     }
 }
 
+/* `make install` puts the program into a folder beside the one of its data. */
+static void test_installed_codec(void **state)
+{
+    struct fake *f = *state;
+    char command[4096], copy[64];
+    struct child c;
+    json_t *o;
+
+    snprintf(command, sizeof command,
+             "mkdir -p %s/usr/bin %s/usr/share/espalier && cp %s %s/usr/bin/espalier && "
+             "cp " CODEC " %s/usr/share/espalier",
+             f->dir, f->dir, ESPALIER, f->dir, f->dir);
+    assert_int_equal(system(command), 0);
+    snprintf(copy, sizeof copy, "%s/usr/bin/espalier", f->dir);
+    program = copy;
+    run(f, &c, false, (const char *[]){"run", "--image", SCENE, "--json", SEGMENTED, NULL});
+    program = ESPALIER;
+    child_expect(&c, "installed", 0, NULL, NULL);
+    assert_string_equal(ERR(&c), "");
+    o = parse(&c);
+    assert_true(json_is_object(json_object_get(object(o, 0), "rle")));
+    json_decref(o);
+    child_finish(&c);
+}
+
 /* Found before anything is asked. */
 static void test_refused(void **state)
 {
@@ -620,6 +647,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_less_is_known, setup, teardown),
         cmocka_unit_test_setup_teardown(test_masks_and_output, setup, teardown),
         cmocka_unit_test_setup_teardown(test_where_the_codec_is, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_installed_codec, setup, teardown),
         cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_plain, setup, teardown),

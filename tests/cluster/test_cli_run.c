@@ -99,6 +99,31 @@ static void test_json_and_stdin(void **state)
     child_finish(&c);
 }
 
+/* An answer whose beginning is given holds an object whatever the model makes of the rest: boxes and files, the whole way. */
+static void test_objects(void **state)
+{
+    struct child c;
+    char drawn[64];
+    json_t *o;
+    const json_t *first, *box;
+
+    snprintf(drawn, sizeof drawn, "%s/drawn.png", run_dir);
+    child_run(&c, ESPALIER,
+              (const char *[]){"run", "--model", TINY, "--image", SCENE, "--json", "-o", drawn,
+                               "--max-tokens", "2", "--suffix", "<loc0256><loc0512><loc0768><loc1023> cat ;",
+                               "detect cat", NULL});
+    child_expect(&c, "objects", 0, NULL, NULL);
+    o = parse(&c);
+    first = json_array_get(json_object_get(o, "objects"), 0);
+    box = json_object_get(first, "box");
+    assert_string_equal(json_string_value(json_object_get(first, "label")), "cat");
+    assert_true(json_real_value(json_array_get(box, 0)) == 97 * 256 / 1024.0);
+    assert_true(json_real_value(json_array_get(box, 1)) == 133 * 512 / 1024.0);
+    assert_int_equal(unlink(drawn), 0);
+    json_decref(o);
+    child_finish(&c);
+}
+
 static void test_beams(void **state)
 {
     const json_t *want = golden_case("beam"), *best = json_array_get(json_object_get(want, "hypotheses"), 0);
@@ -257,10 +282,11 @@ static void test_up(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_greedy),        cmocka_unit_test(test_json_and_stdin),
-        cmocka_unit_test(test_beams),         cmocka_unit_test(test_score),
-        cmocka_unit_test(test_many_pictures), cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_interrupt),     cmocka_unit_test(test_up),
+        cmocka_unit_test(test_greedy),   cmocka_unit_test(test_json_and_stdin),
+        cmocka_unit_test(test_objects),  cmocka_unit_test(test_beams),
+        cmocka_unit_test(test_score),    cmocka_unit_test(test_many_pictures),
+        cmocka_unit_test(test_failures), cmocka_unit_test(test_interrupt),
+        cmocka_unit_test(test_up),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

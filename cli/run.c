@@ -86,15 +86,12 @@ static esp_status read_found(struct esp_findings *found, struct run *run, const 
                              wanted ? picture : NULL, err);
 }
 
-static esp_status print(struct run *run, const struct esp_reply *reply, const struct esp_findings *found,
-                        struct esp_err *err)
+static esp_status print_json(const struct run *run, const struct esp_reply *reply,
+                             const struct esp_findings *found, struct esp_err *err)
 {
     json_t *json;
-    esp_status st;
+    const esp_status st = esp_report_run(&json, reply, found, esp_decoding_several(&run->decoding), err);
 
-    if (!run->ask.json)
-        return esp_answer_end(&run->answer, reply->done->done.best.text, err);
-    st = esp_report_run(&json, reply, found, esp_decoding_several(&run->decoding), err);
     return st ? st : esp_report_print(json, err);
 }
 
@@ -134,29 +131,40 @@ static esp_status show(struct run *run, const struct esp_findings *found,
     return st;
 }
 
-/* @param picture  the first one; NULL: none. The answer is printed whatever becomes of its files. */
+/* What the answer found, and its files. */
+static esp_status take_found(struct esp_findings *found, struct run *run, const struct esp_reply *reply,
+                             const struct esp_finding_picture *picture, struct esp_err *err)
+{
+    struct esp_term *told = run->ask.json && !run->ask.verbose ? NULL : &run->ask.term;
+    esp_status st = read_found(found, run, reply->done->done.best.text, picture, err);
+
+    return st ? st : esp_findings_save(found, picture, run->finder.masks, run->finder.output, told, err);
+}
+
+/* @param picture  the first one; NULL: none. The answer is printed whatever becomes of its files: text first, since its
+ * line is open, JSON behind them, since it names them. */
 static esp_status finish(struct run *run, const struct esp_reply *reply,
                          const struct esp_finding_picture *picture, struct esp_err *err)
 {
-    struct esp_ask *ask = &run->ask;
-    struct esp_term *told = ask->json && !ask->verbose ? NULL : &ask->term;
+    const struct esp_ask *ask = &run->ask;
     struct esp_findings found = {0};
     struct esp_err later;
-    esp_status st = ESP_OK, saved;
+    esp_status st = ESP_OK, taken;
 
     if (ask->trace)
         st = esp_trace_write(ask->trace, reply, ask->has_config, ask->config.image_token, err);
+    if (st == ESP_OK && !ask->json)
+        st = esp_answer_end(&run->answer, reply->done->done.best.text, err);
     if (st)
         return st;
-    saved = read_found(&found, run, reply->done->done.best.text, picture, &later);
-    if (saved == ESP_OK)
-        saved = esp_findings_save(&found, picture, run->finder.masks, run->finder.output, told, &later);
-    st = print(run, reply, &found, err);
+    taken = take_found(&found, run, reply, picture, &later);
+    if (ask->json)
+        st = print_json(run, reply, &found, err);
     if (st == ESP_OK)
         tell(run, reply, &found);
-    if (st == ESP_OK && saved) {
+    if (st == ESP_OK && taken) {
         *err = later;
-        st = saved;
+        st = taken;
     }
     if (st == ESP_OK && run->finder.show)
         st = show(run, &found, picture, err);

@@ -576,7 +576,10 @@ static void test_show(void **state)
     assert_non_null(strstr(ERR(&c), "\033[38;")); /* an xterm's colours */
     child_finish(&c);
 
-    run(f, &c, true, (const char *[]){"run", "--image", SCENE, FOUND, NULL});
+    /* what is said stands behind the answer's line, which comes piece by piece */
+    run(f, &c, true, (const char *[]){"run", "--image", SCENE, "-o", "%s/out.png", FOUND, NULL});
+    child_expect(&c, "terminal", 0, FOUND "\r\n", NULL);
+    assert_non_null(strstr(strstr(ERR(&c), FOUND "\r\n"), "/out.png: 2 objects drawn"));
     child_expect(&c, "terminal", 0, "black dog            y 0.0", NULL);
     assert_null(strstr(ERR(&c), "\033[38;"));
     child_finish(&c);

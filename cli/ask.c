@@ -277,7 +277,7 @@ static void size_for(struct esp_embed_options *options, const struct esp_ask *as
     kv = options->context + n_seqs * (r->max_tokens + CONTEXT_STEP);
     if (options->kv_tokens == 0 && n_seqs > 1 && kv > (uint64_t)CONTEXTS_BY_SELF * options->context)
         options->kv_tokens = kv <= UINT32_MAX ? (uint32_t)kv : UINT32_MAX;
-    kv = ask->at_once * (tokens_needed(ask, r) + n_seqs * (r->max_tokens + KV_BLOCK));
+    kv = ask->at_once * (tokens_needed(ask, r) + (n_seqs - 1) * r->max_tokens + n_seqs * KV_BLOCK);
     if (kv > MOST_AT_ONCE)
         kv = MOST_AT_ONCE;
     if (ask->where.kv_tokens == 0 && kv > (uint64_t)CONTEXTS_BY_SELF * options->context &&

@@ -401,6 +401,42 @@ static void test_up(void **state)
     child_finish(&c);
 }
 
+/* An evaluation's cluster has room for as many as are under way; what keeps it from answers keeps it from no report. */
+static void test_eval(void **state)
+{
+    struct place *p = *state;
+    char set[600], cwd[4096];
+    const char *const args[] = {"eval",        "--model", TINY,           "--data", set,
+                                "--in-flight", "64",      "--max-tokens", "128",    NULL};
+    struct child c;
+    FILE *f;
+
+    snprintf(set, sizeof set, "%s/set.jsonl", p->dir);
+    f = fopen(set, "w");
+    assert_true(f && getcwd(cwd, sizeof cwd));
+    fprintf(f, "{\"image\": \"%s/" SCENE "\", \"prompt\": \"caption en\", \"answer\": \"a cat\"}\n", cwd);
+    assert_int_equal(fclose(f), 0);
+    p->n_lines = 3;
+    p->act = act_int;
+    run(p, &c, args);
+    child_expect(&c, "Ctrl-C", 130, "espalier eval: cancelled\n", "0 of 1 examples answered, 0 failed\n");
+    expect_nothing_left(p, 3, true);
+    /* 64 times 16 image tokens, 10 bytes, 128 tokens, 4, and a block that is not full */
+    assert_non_null(strstr(arguments(p, "coordinator"), " --kv-tokens 12160 "));
+    assert_non_null(strstr(arguments(p, "coordinator"), " --context 2048 "));
+    child_finish(&c);
+    unlink(p->log);
+    p->act = NULL;
+    setenv("FAKE_w1", "exit", 1);
+    run(p, &c, args);
+    child_expect(&c, "w1", 1,
+                 "espalier eval: w1 ended with status 3; its last words: no such device: Voodoo 2\n",
+                 "0 of 1 examples answered, 0 failed\n");
+    expect_nothing_left(p, ANY, true);
+    child_finish(&c);
+    unlink(set);
+}
+
 static void test_no_daemons(void **state)
 {
     struct place *p = *state;
@@ -426,8 +462,9 @@ static void test_no_daemons(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_arguments), TEST(test_defaults), TEST(test_early_end),  TEST(test_stubborn),
-        TEST(test_at_once),   TEST(test_killed),   TEST(test_no_daemons), TEST(test_up),
+        TEST(test_arguments),  TEST(test_defaults), TEST(test_early_end),
+        TEST(test_stubborn),   TEST(test_at_once),  TEST(test_killed),
+        TEST(test_no_daemons), TEST(test_up),       TEST(test_eval),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -419,6 +419,36 @@ static void test_interrupted(void **state)
     child_finish(&c);
 }
 
+static void killed(struct script *s, struct child *c, const struct esp_peer *from, const struct esp_msg *msg)
+{
+    struct fake *f = s->self;
+
+    if (!is_request(f, from, msg))
+        return;
+    if (f->n_asked <= 2)
+        answer(f, f->n_asked - 1);
+    else
+        kill(c->pid, SIGKILL);
+}
+
+static void test_killed(void **state)
+{
+    struct fake *f = *state;
+    struct child c;
+
+    write_set(f, 5);
+    f->script.heard = killed;
+    eval(&c, f, (const char *[]){"--in-flight", "1", "--out", f->out, NULL});
+    child_expect(&c, "killed", 128 + SIGKILL, NULL, NULL);
+    child_finish(&c);
+    forget(f);
+    f->script.heard = at_once;
+    eval(&c, f, (const char *[]){"--out", f->out, NULL});
+    child_expect(&c, "afterwards", 0, "has 2 of 5 answers", "5 of 5 examples answered, 0 failed\n");
+    assert_int_equal(f->n_asked, 3);
+    child_finish(&c);
+}
+
 /* A coordinator that falls silent is given up, with what there is; one that has forgotten is asked anew. */
 static void silent(struct script *s, struct child *c, const struct esp_peer *from, const struct esp_msg *msg)
 {
@@ -747,7 +777,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_many_at_once), TEST(test_limit_and_task), TEST(test_refused),    TEST(test_failures),
         TEST(test_interrupted),  TEST(test_silence),        TEST(test_asked_anew), TEST(test_masks),
-        TEST(test_bad_set),      TEST(test_usage),          TEST(test_terminal),   TEST(test_real_cluster),
+        TEST(test_killed),       TEST(test_bad_set),        TEST(test_usage),      TEST(test_terminal),
+        TEST(test_real_cluster),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

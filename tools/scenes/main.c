@@ -9,8 +9,10 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "objects/codec.h"
 #include "picture/image.h"
-#include "tools/scenes/picture.h"
+#include "picture/png_write.h"
+#include "tools/scenes/jpeg.h"
 #include "tools/scenes/record.h"
 
 static const char usage[] =
@@ -29,11 +31,14 @@ static const char usage[] =
     "  --first N     the first scene of the set (0)\n"
     "  --count N     how many scenes (10; with --stream endless)\n"
     "  --side N      of a record's picture, pixels (112)\n"
+    "  --mask-codec FILE  with --out: write the tokens of masks into answers to segment, by this codec's "
+    "encoder\n"
+    "                (vae-oid.npz); without, such answers hold boxes and labels alone\n"
     "  --per-scene N at most so many questions a scene, taken at random (all)\n"
     "  --help        this\n";
 
 struct options {
-    const char *dir;
+    const char *dir, *codec;
     bool stream, names;
     uint64_t seed, first, count;
     uint32_t side, per_scene;
@@ -41,7 +46,8 @@ struct options {
 
 struct job {
     const struct options *options;
-    FILE *lines; /* scenes.jsonl */
+    FILE *lines;             /* scenes.jsonl */
+    struct esp_codec *codec; /* NULL: answers go without the tokens of masks */
     struct esp_scene scene;
     struct esp_drawing drawing;
     struct esp_asked asked[ESP_MAX_ASKED];
@@ -71,8 +77,8 @@ static esp_status make(struct job *job, uint64_t index, struct esp_err *err)
     if (st)
         return st;
     if (job->scene.jpeg_quality)
-        st = esp_picture_jpeg(&job->jpeg, &job->n_jpeg, d->rgb, d->width, d->height, job->scene.jpeg_quality,
-                              err);
+        st = esp_jpeg_encode(&job->jpeg, &job->n_jpeg, d->rgb, d->width, d->height, job->scene.jpeg_quality,
+                             err);
     job->n_asked = esp_ask_about(job->asked, &job->scene, d);
     thin(job);
     return st;
@@ -127,24 +133,47 @@ static void print_mask(FILE *f, const struct esp_drawing *d, uint32_t i)
     fprintf(f, "%s%u]}", first ? "" : ", ", n);
 }
 
-/* All our texts are plain ASCII without quotes. The tokens of masks are left out: what counts is the mask. */
-static void print_answer(FILE *f, const char *answer)
+/* The sixteen tokens of object i's mask. */
+static esp_status print_codes(FILE *f, const struct job *job, uint32_t i, struct esp_err *err)
 {
-    for (const char *c = answer; *c;) {
-        if (!strncmp(c, "<seg@", 5)) {
-            c = strchr(c, '>') + 1;
-            continue;
-        }
-        fputc(*c++, f);
-    }
+    static uint8_t mask[ESP_RECORD_MASK_SIDE * ESP_RECORD_MASK_SIDE];
+    int32_t codes[ESP_CODEC_N_TOK];
+    esp_status st;
+
+    esp_record_mask(mask, &job->drawing, i);
+    st = esp_codec_encode(codes, job->codec, mask, err);
+    for (int k = 0; st == ESP_OK && k < ESP_CODEC_N_TOK; k++)
+        fprintf(f, "<seg%03d>", (int)codes[k]);
+    return st;
 }
 
-static void print_asked(FILE *f, const char *picture, const struct job *job, const struct esp_asked *asked)
+/* All our texts are plain ASCII without quotes. */
+static esp_status print_answer(FILE *f, const struct job *job, const char *answer, struct esp_err *err)
+{
+    esp_status st = ESP_OK;
+
+    for (const char *c = answer; *c && st == ESP_OK;) {
+        uint32_t i;
+
+        if (sscanf(c, "<seg@%u>", &i) == 1) {
+            if (job->codec)
+                st = print_codes(f, job, i, err);
+            c = strchr(c, '>') + 1;
+        } else {
+            fputc(*c++, f);
+        }
+    }
+    return st;
+}
+
+static esp_status print_asked(FILE *f, const char *picture, const struct job *job,
+                              const struct esp_asked *asked, struct esp_err *err)
 {
     const struct esp_drawing *d = &job->drawing;
+    esp_status st;
 
     fprintf(f, "{\"image\": \"%s\", \"prompt\": \"%s\", \"answer\": \"", picture, asked->prompt);
-    print_answer(f, asked->answer);
+    st = print_answer(f, job, asked->answer, err);
     fputc('"', f);
     if (asked->task == ESP_TASK_DETECT || asked->task == ESP_TASK_SEGMENT) {
         fprintf(f, ", \"objects\": [");
@@ -160,6 +189,7 @@ static void print_asked(FILE *f, const char *picture, const struct job *job, con
         fputc(']', f);
     }
     fputs("}\n", f);
+    return st;
 }
 
 static esp_status write_file(const char *path, const void *bytes, size_t n, struct esp_err *err)
@@ -183,9 +213,9 @@ static esp_status write_files(struct job *job, struct esp_err *err)
     if ((size_t)snprintf(path, sizeof path, "%s/%s", job->options->dir, name) >= sizeof path)
         return esp_fail(err, ESP_E_ARG, "--out: too long a path");
     st = job->jpeg ? write_file(path, job->jpeg, job->n_jpeg, err)
-                   : esp_picture_write_png(path, d->rgb, d->width, d->height, err);
+                   : esp_png_write(path, d->rgb, d->width, d->height, 3, err);
     for (uint32_t i = 0; st == ESP_OK && i < job->n_asked; i++)
-        print_asked(job->lines, name, job, &job->asked[i]);
+        st = print_asked(job->lines, name, job, &job->asked[i], err);
     return st;
 }
 
@@ -210,12 +240,15 @@ static esp_status draw_all(const struct options *options, struct esp_err *err)
 
     job.options = options;
     st = options->dir ? open_lines(&job, err) : ESP_OK;
+    if (st == ESP_OK && options->codec)
+        st = esp_codec_open(&job.codec, options->codec, err);
     for (uint64_t i = 0; st == ESP_OK && (i < options->count || options->count == 0); i++) {
         st = make(&job, options->first + i, err);
         if (st == ESP_OK)
             st = options->stream ? write_record(&job, err) : write_files(&job, err);
         finish(&job);
     }
+    esp_codec_destroy(&job.codec);
     if (job.lines && (ferror(job.lines) | fclose(job.lines)) && st == ESP_OK)
         st = esp_fail(err, ESP_E_IO, "%s/scenes.jsonl: cannot be written", options->dir);
     if (fflush(stdout) && st == ESP_OK)
@@ -243,12 +276,17 @@ static bool number(uint64_t *out, const char *text, uint64_t max)
 /* Reads the command line; false with a message if it makes no sense. */
 static bool read_options(struct options *o, int argc, char **argv)
 {
-    static const struct option known[] = {
-        {"out", required_argument, NULL, 'o'},   {"stream", no_argument, NULL, 't'},
-        {"names", no_argument, NULL, 'n'},       {"seed", required_argument, NULL, 's'},
-        {"first", required_argument, NULL, 'f'}, {"count", required_argument, NULL, 'c'},
-        {"side", required_argument, NULL, 'i'},  {"per-scene", required_argument, NULL, 'p'},
-        {"help", no_argument, NULL, 'h'},        {NULL, 0, NULL, 0}};
+    static const struct option known[] = {{"out", required_argument, NULL, 'o'},
+                                          {"stream", no_argument, NULL, 't'},
+                                          {"names", no_argument, NULL, 'n'},
+                                          {"seed", required_argument, NULL, 's'},
+                                          {"first", required_argument, NULL, 'f'},
+                                          {"count", required_argument, NULL, 'c'},
+                                          {"side", required_argument, NULL, 'i'},
+                                          {"per-scene", required_argument, NULL, 'p'},
+                                          {"mask-codec", required_argument, NULL, 'm'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {NULL, 0, NULL, 0}};
     bool good = true, counted = false;
     int c, at = 0;
 
@@ -263,6 +301,8 @@ static bool read_options(struct options *o, int argc, char **argv)
         }
         if (c == 'o')
             o->dir = optarg;
+        else if (c == 'm')
+            o->codec = optarg;
         else if (c == 't')
             o->stream = true;
         else if (c == 'n')
@@ -300,6 +340,10 @@ static bool read_options(struct options *o, int argc, char **argv)
         fprintf(
             stderr,
             "espalier-scenes: one of --out DIR, --stream and --names, and nothing else; --help says more\n");
+        return false;
+    }
+    if (o->codec && !o->dir) {
+        fprintf(stderr, "espalier-scenes: --mask-codec goes with --out only\n");
         return false;
     }
     if (o->dir && !counted)

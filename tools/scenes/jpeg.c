@@ -1,4 +1,4 @@
-#include "tools/scenes/picture.h"
+#include "tools/scenes/jpeg.h"
 
 #include <setjmp.h>
 #include <stdbool.h>
@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include <jpeglib.h>
-#include <png.h>
 
 /* libjpeg leaves by longjmp: what changes after setjmp lives here. */
 struct jpeg_job {
@@ -51,8 +50,8 @@ static bool compress(struct jpeg_job *job, const uint8_t *rgb, uint32_t width, u
     return true;
 }
 
-esp_status esp_picture_jpeg(uint8_t **out, size_t *n_bytes, const uint8_t *rgb, uint32_t width,
-                            uint32_t height, int quality, struct esp_err *err)
+esp_status esp_jpeg_encode(uint8_t **out, size_t *n_bytes, const uint8_t *rgb, uint32_t width,
+                           uint32_t height, int quality, struct esp_err *err)
 {
     struct jpeg_job *job = calloc(1, sizeof *job);
     esp_status st = ESP_OK;
@@ -73,15 +72,4 @@ esp_status esp_picture_jpeg(uint8_t **out, size_t *n_bytes, const uint8_t *rgb, 
     jpeg_destroy_compress(&job->jpeg);
     free(job);
     return st;
-}
-
-esp_status esp_picture_write_png(const char *path, const uint8_t *rgb, uint32_t width, uint32_t height,
-                                 struct esp_err *err)
-{
-    png_image image = {
-        .version = PNG_IMAGE_VERSION, .width = width, .height = height, .format = PNG_FORMAT_RGB};
-
-    if (!png_image_write_to_file(&image, path, 0, rgb, 0, NULL))
-        return esp_fail(err, ESP_E_IO, "%s: %s", path, image.message);
-    return ESP_OK;
 }

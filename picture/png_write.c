@@ -92,9 +92,9 @@ esp_status esp_png_encode(uint8_t **out, size_t *n_bytes, const uint8_t *pixels,
     if (!job)
         return esp_fail(err, ESP_E_NOMEM, "PNG: encoder");
     if (setjmp(job->jump)) {
-        st = job->no_memory
-                 ? esp_fail(err, ESP_E_NOMEM, "PNG of %u x %u pixels", width, height)
-                 : esp_fail(err, ESP_E_LIMIT, "PNG of %u x %u pixels: %s", width, height, job->what);
+        job->st = job->no_memory
+                      ? esp_fail(err, ESP_E_NOMEM, "PNG of %u x %u pixels", width, height)
+                      : esp_fail(err, ESP_E_LIMIT, "PNG of %u x %u pixels: %s", width, height, job->what);
         goto done;
     }
     job->png = png_create_write_struct(PNG_LIBPNG_VER_STRING, job, on_error, on_warning);

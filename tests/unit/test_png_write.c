@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -63,6 +64,35 @@ static void test_refusals(void **state)
     assert_null(file);
 }
 
+/* Where libpng itself gets no memory. The sanitizer's allocator ends the process then, so it is not asked. */
+static void test_no_memory(void **state)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    skip();
+#else
+    const uint32_t width = 64u << 20; /* libpng takes several buffers of a row */
+    uint8_t *pixels = calloc(width, 1), *file;
+    struct rlimit before, small;
+    struct esp_err err;
+    size_t n_pages, n;
+    FILE *f = fopen("/proc/self/statm", "r");
+    esp_status st;
+
+    assert_true(pixels && f && fscanf(f, "%zu", &n_pages) == 1);
+    fclose(f);
+    assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
+    small = before;
+    small.rlim_cur = n_pages * (size_t)sysconf(_SC_PAGESIZE) + width / 2;
+    assert_int_equal(setrlimit(RLIMIT_AS, &small), 0);
+    st = esp_png_encode(&file, &n, pixels, width, 1, 1, &err);
+    assert_int_equal(setrlimit(RLIMIT_AS, &before), 0);
+    assert_int_not_equal(st, ESP_OK);
+    assert_non_null(strstr(err.text, "PNG of 67108864 x 1 pixels"));
+    assert_true(!file && n == 0);
+    free(pixels);
+#endif
+}
+
 static void test_files(void **state)
 {
     static const uint8_t first[6] = {1, 2, 3, 4, 5, 6}, second[3] = {7, 8, 9};
@@ -101,6 +131,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_no_memory),
         cmocka_unit_test(test_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -66,8 +66,8 @@ esp_status esp_jpeg_encode(uint8_t **out, size_t *n_bytes, const uint8_t *rgb, u
         *out = job->bytes;
         *n_bytes = job->n_bytes;
     } else {
+        /* The bytes so far are lost: where the buffer has grown, job->bytes is the one that libjpeg has freed. */
         st = esp_fail(err, ESP_E_ARG, "a JPEG of %u x %u: %s", width, height, job->what);
-        free(job->bytes);
     }
     jpeg_destroy_compress(&job->jpeg);
     free(job);

@@ -239,9 +239,12 @@ static esp_status draw_all(const struct options *options, struct esp_err *err)
     esp_status st;
 
     job.options = options;
-    st = options->dir ? open_lines(&job, err) : ESP_OK;
-    if (st == ESP_OK && options->codec)
-        st = esp_codec_open(&job.codec, options->codec, err);
+    st = options->codec ? esp_codec_open(&job.codec, options->codec, err) : ESP_OK;
+    if (st == ESP_OK && job.codec && !esp_codec_can_encode(job.codec))
+        st = esp_fail(err, ESP_E_UNSUPPORTED, "--mask-codec %s: it has no encoder, only a decoder",
+                      options->codec);
+    if (st == ESP_OK && options->dir)
+        st = open_lines(&job, err);
     for (uint64_t i = 0; st == ESP_OK && (i < options->count || options->count == 0); i++) {
         st = make(&job, options->first + i, err);
         if (st == ESP_OK)
@@ -249,8 +252,13 @@ static esp_status draw_all(const struct options *options, struct esp_err *err)
         finish(&job);
     }
     esp_codec_destroy(&job.codec);
-    if (job.lines && (ferror(job.lines) | fclose(job.lines)) && st == ESP_OK)
-        st = esp_fail(err, ESP_E_IO, "%s/scenes.jsonl: cannot be written", options->dir);
+    if (job.lines) {
+        bool good = !ferror(job.lines);
+
+        good = fclose(job.lines) == 0 && good;
+        if (!good && st == ESP_OK)
+            st = esp_fail(err, ESP_E_IO, "%s/scenes.jsonl: cannot be written", options->dir);
+    }
     if (fflush(stdout) && st == ESP_OK)
         st = esp_fail(err, ESP_E_IO, "standard output: %s", strerror(errno));
     return st;

@@ -172,11 +172,17 @@ static esp_status read_line(struct reader *r, const char *line, size_t n, struct
     return st;
 }
 
+/* As every line is written: the same numbers give the same text, whatever jansson's own way is. NULL without memory. */
+static char *line_text(const json_t *o)
+{
+    return json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(17));
+}
+
 /* What a file without a single whole line may hold: nothing, or the beginning of our header. Nobody's work is cut off. */
 static esp_status check_torn_header(struct reader *r, const char *bytes, size_t n, struct esp_err *err)
 {
     json_t *o = header_json(r->header);
-    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    char *text = o ? line_text(o) : NULL;
     esp_status st = ESP_OK;
 
     json_decref(o);
@@ -242,7 +248,7 @@ static esp_status read_lines(struct reader *r, off_t *n_whole, struct esp_err *e
 /* Appends a line. Takes the object. */
 static esp_status write_line(struct esp_eval_results *results, json_t *o, struct esp_err *err)
 {
-    char *text = o ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL, *line = NULL;
+    char *text = o ? line_text(o) : NULL, *line = NULL;
     int n = text ? asprintf(&line, "%s\n", text) : -1;
     esp_status st = ESP_OK;
 

@@ -202,7 +202,7 @@ static esp_status copy_answer(struct esp_eval_answer *out, const struct esp_hypo
     }
     for (uint32_t i = 0; i < h->n_ids; i++) {
         out->ids[i] = h->ids[i];
-        out->logprobs[i] = h->logprobs[i];
+        out->logprobs[i] = h->logprobs[i] < 0 ? h->logprobs[i] : 0; /* whatever a peer says */
     }
     return ESP_OK;
 }

@@ -98,7 +98,7 @@ static void tell(struct fake *f, struct esp_msg *msg)
 static void answer(struct fake *f, uint32_t i)
 {
     static const uint32_t ids[] = {100, 101}, prompt_ids[] = {2, 5};
-    static const double logprobs[] = {-0.25, -0.5, -0.125};
+    static const double logprobs[] = {-0.25, 0.5, -0.125}; /* the second is none; results must bear it */
     static struct esp_msg m;
     const char *text = f->say ? f->say : strrchr(f->asked[i].prompt, ' ') + 1;
 

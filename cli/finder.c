@@ -48,12 +48,12 @@ static esp_status check_name(const char *path, struct esp_err *err)
     const char *dot = strrchr(path, '.');
 
     if (strcmp(path, "-") == 0)
-        return esp_fail(err, ESP_E_ARG, "-o -: standard output is for the answer; name a file");
+        return esp_fail(err, ESP_E_ARG, "-: standard output is for the answer; name a file");
     if (!esp_input_is_utf8(path, strlen(path)))
-        return esp_fail(err, ESP_E_ARG, "-o: the file's name is not UTF-8");
+        return esp_fail(err, ESP_E_ARG, "the name of the file to write is not UTF-8");
     for (size_t i = 0; dot && i < sizeof others / sizeof others[0]; i++)
         if (strcasecmp(dot, others[i]) == 0)
-            return esp_fail(err, ESP_E_ARG, "-o %s: pictures are written as PNG; call it %.*s.png", path,
+            return esp_fail(err, ESP_E_ARG, "%s: pictures are written as PNG; call it %.*s.png", path,
                             (int)(dot - path), path);
     return ESP_OK;
 }
@@ -67,7 +67,7 @@ static esp_status check_not_input(const char *path, const struct esp_texts *imag
     for (uint32_t i = 0; i < images->n; i++)
         if (strcmp(images->at[i], "-") != 0 && stat(images->at[i], &input) == 0 &&
             input.st_dev == output.st_dev && input.st_ino == output.st_ino)
-            return esp_fail(err, ESP_E_ARG, "-o %s: that is the picture itself", path);
+            return esp_fail(err, ESP_E_ARG, "%s: that is the picture itself", path);
     return ESP_OK;
 }
 

@@ -38,13 +38,14 @@ struct run {
 
 static int check(struct run *run)
 {
+    const struct esp_finder *f = &run->finder;
+    const char *idle = f->output ? "-o" : f->masks ? "--masks" : f->show ? "--show" : NULL;
     struct esp_err err;
 
     if (esp_decoding_check(&run->decoding, &err))
         return esp_args_bad(&help, "%s", err.text);
-    if ((run->finder.output || run->finder.show) && run->ask.images.n == 0)
-        return esp_args_bad(&help, "%s: there is no picture; give --image FILE",
-                            run->finder.output ? "-o" : "--show");
+    if (idle && run->ask.images.n == 0)
+        return esp_args_bad(&help, "%s: there is no picture; give --image FILE", idle);
     return esp_ask_check(&help, &run->ask);
 }
 

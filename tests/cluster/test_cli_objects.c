@@ -488,6 +488,7 @@ static void test_refused(void **state)
         {{"run", "--image", SCENE, "-o", "%s/\xff.png", "x"}, 1, "not UTF-8"},
         {{"run", "-o", "%s/out.png", "x"}, 2, "-o: there is no picture"},
         {{"run", "--show", "x"}, 2, "--show: there is no picture"},
+        {{"run", "--masks", "%s/masks", "x"}, 2, "--masks: there is no picture"},
         {{"run", "--image", SCENE, "--masks", SCENE, "x"}, 1, "not a folder"},
         {{"run", "--image", SCENE, "--masks", "%s/no/masks", "x"}, 1, "--masks "},
         {{"run", "--image", SCENE, "--mask-codec", "%s/none.npz", "x"}, 1, "--mask-codec: "},

@@ -58,8 +58,7 @@ struct esp_eval_score {
     double vqa;
     uint64_t distance, n_chars; /* of a reading */
     uint32_t n_got, n_right;    /* boxes; those whose pair has an IoU of 0.5 or more */
-    uint32_t
-        n_malformed; /* what looks like an object and is none; with `segment` also objects without a mask */
+    uint32_t n_malformed;       /* look like objects and are none; with `segment` also those without a mask */
     struct esp_eval_box *got;   /* n_got */
     double *box_iou, *mask_iou; /* of each object of the example; mask_iou only with `segment` */
 };

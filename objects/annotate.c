@@ -38,8 +38,8 @@ void esp_annotate_colour(uint8_t rgb[3], size_t i)
 {
     const double hue = 6 * (GOLDEN * (double)i - floor(GOLDEN * (double)i));
 
-    for (int c = 0; c < 3;
-         c++) { /* each channel is the same trapezoid over the hue, a third of the circle apart */
+    /* Each channel is the same trapezoid over the hue, a third of the circle apart. */
+    for (int c = 0; c < 3; c++) {
         const double at = fabs(fmod(hue + 6 - 2 * c, 6) - 3), level = at < 1 ? 0 : at > 2 ? 1 : at - 1;
 
         rgb[c] = (uint8_t)lround(255 * (1 - SATURATION * (1 - level)));

@@ -15,7 +15,8 @@
  *   encoder.10                           [E, C, 1, 1]
  *
  * each with .weight and .bias, weights as PyTorch has them ([out, in, y, x]; transposed ones [in, out, y, x]). A kernel
- * of stride 1 may be 1x1 where this says 3x3 and the other way round; no C exceeds 512. The codes stand for a 4x4 grid, row by row. All arithmetic is float32.
+ * of stride 1 may be 1x1 where this says 3x3 and the other way round; no C exceeds 512. The codes stand for a 4x4 grid,
+ * row by row. All arithmetic is float32.
  */
 #ifndef ESP_OBJECTS_CODEC_H
 #define ESP_OBJECTS_CODEC_H

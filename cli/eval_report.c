@@ -5,19 +5,6 @@
 #include "cli/eval_score.h"
 #include "cli/report_json.h"
 
-static json_t *numbers(const double *v, size_t n)
-{
-    json_t *list = json_array();
-
-    for (size_t i = 0; list && i < n; i++) {
-        if (json_array_append_new(list, esp_json_number(v[i])) != 0) {
-            json_decref(list);
-            return NULL;
-        }
-    }
-    return list;
-}
-
 static json_t *boxes(const struct esp_eval_score *score)
 {
     json_t *list = json_array();
@@ -29,7 +16,7 @@ static json_t *boxes(const struct esp_eval_score *score)
 
         ok = o != NULL;
         SET(o, "label", json_string(b->label));
-        SET(o, "box", numbers(b->box, 4));
+        SET(o, "box", esp_json_numbers(b->box, 4));
         SET(o, "score", esp_json_number(b->score));
         SET(o, "hit", json_boolean(b->hit));
         ok &= json_array_append_new(list, o) == 0;
@@ -56,9 +43,9 @@ json_t *esp_eval_score_json(const struct esp_eval_score *score, const struct esp
         break;
     case ESP_EVAL_DETECT:
     case ESP_EVAL_SEGMENT:
-        SET(o, "box_iou", numbers(score->box_iou, example->n_objects));
+        SET(o, "box_iou", esp_json_numbers(score->box_iou, example->n_objects));
         if (example->task == ESP_EVAL_SEGMENT)
-            SET(o, "mask_iou", numbers(score->mask_iou, example->n_objects));
+            SET(o, "mask_iou", esp_json_numbers(score->mask_iou, example->n_objects));
         SET(o, "objects", boxes(score));
         SET(o, "malformed", json_integer(score->n_malformed));
         break;

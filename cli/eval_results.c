@@ -290,14 +290,12 @@ static json_t *about(const struct esp_eval_results *results, uint32_t example)
 esp_status esp_eval_results_answer(struct esp_eval_results *results, uint32_t example,
                                    const struct esp_eval_answer *answer, json_t *scores, struct esp_err *err)
 {
-    json_t *o = about(results, example), *logprobs = json_array();
-    bool ok = o && logprobs;
+    json_t *o = about(results, example);
+    bool ok = o != NULL;
 
-    for (uint32_t i = 0; ok && i < answer->n_ids; i++)
-        ok = json_array_append_new(logprobs, esp_json_number(answer->logprobs[i])) == 0;
     SET(o, "text", json_string(answer->text));
     SET(o, "ids", esp_json_ids(answer->ids, answer->n_ids));
-    SET(o, "logprobs", logprobs);
+    SET(o, "logprobs", esp_json_numbers(answer->logprobs, answer->n_ids));
     SET(o, "finish", json_string(answer->finish));
     SET(o, "scores", scores);
     if (!ok) {

@@ -12,10 +12,10 @@ json_t *esp_json_number(double v)
     return isfinite(v) ? json_real(v) : json_null();
 }
 
-static json_t *numbers(const double *v, uint32_t n)
+json_t *esp_json_numbers(const double *v, size_t n)
 {
     json_t *array = json_array();
-    for (uint32_t i = 0; array && i < n; i++) {
+    for (size_t i = 0; array && i < n; i++) {
         if (json_array_append_new(array, esp_json_number(v[i])) != 0) {
             json_decref(array);
             return NULL;
@@ -42,7 +42,7 @@ static bool set_hypothesis(json_t *o, const struct esp_hypothesis *h)
 
     SET(o, "text", json_string(h->text));
     SET(o, "ids", esp_json_ids(h->ids, h->n_ids));
-    SET(o, "logprobs", numbers(h->logprobs, h->n_ids < h->n_logprobs ? h->n_ids : h->n_logprobs));
+    SET(o, "logprobs", esp_json_numbers(h->logprobs, h->n_ids < h->n_logprobs ? h->n_ids : h->n_logprobs));
     SET(o, "eos_logprob", h->n_logprobs > h->n_ids ? esp_json_number(h->logprobs[h->n_ids]) : json_null());
     SET(o, "finish", json_string(h->finish));
     return ok;
@@ -145,7 +145,7 @@ esp_status esp_report_score(json_t **out, const struct esp_reply *reply, bool ha
     if (ok && h->n_logprobs > h->n_ids)
         ok = json_array_append_new(ids, has_eos ? json_integer(eos) : json_null()) == 0;
     SET(o, "ids", ids);
-    SET(o, "logprobs", numbers(h->logprobs, h->n_logprobs));
+    SET(o, "logprobs", esp_json_numbers(h->logprobs, h->n_logprobs));
     SET(o, "sum", esp_json_number(h->sum));
     SET(o, "mean", esp_json_number(mean));
     SET(o, "perplexity", esp_json_number(exp(-mean)));

@@ -1,4 +1,4 @@
-/* What the files report*.c share; nobody else includes it. */
+/* What report*.c and eval*.c, which write JSON, share; nobody else includes it. */
 #ifndef ESP_CLI_REPORT_JSON_H
 #define ESP_CLI_REPORT_JSON_H
 
@@ -14,6 +14,9 @@
 
 /** A number, or null where it is not finite. NULL without memory. */
 json_t *esp_json_number(double v);
+
+/** A list of n of them; NULL without memory. */
+json_t *esp_json_numbers(const double *v, size_t n);
 
 /** Sets what is told of a stage everywhere; false without memory. */
 bool esp_json_set_stage(json_t *o, const struct esp_stage_info *stage);

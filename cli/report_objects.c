@@ -4,19 +4,6 @@
 #include "cli/report.h"
 #include "cli/report_json.h"
 
-static json_t *box(const double edges[4])
-{
-    bool ok = true;
-    json_t *array = json_array();
-
-    for (int i = 0; array && i < 4; i++)
-        ok &= json_array_append_new(array, esp_json_number(edges[i])) == 0;
-    if (ok)
-        return array;
-    json_decref(array);
-    return NULL;
-}
-
 static json_t *rle(const struct esp_rle *mask)
 {
     char *counts;
@@ -49,7 +36,7 @@ static json_t *object(const struct esp_object *said, const struct esp_finding *f
     bool ok = o != NULL;
 
     SET(o, "label", json_string(said->label));
-    SET(o, "box", has_box ? box(f->box) : json_null());
+    SET(o, "box", has_box ? esp_json_numbers(f->box, 4) : json_null());
     SET(o, "score", esp_json_number(f->score));
     SET(o, "mask", f->mask_file ? json_string(f->mask_file) : json_null());
     SET(o, "rle", rle(&f->mask));

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "objects/codec.h"
+#include "objects/rle.h"
 #include "picture/image.h"
 #include "picture/png_write.h"
 #include "tools/scenes/jpeg.h"
@@ -113,24 +114,26 @@ static esp_status write_record(struct job *job, struct esp_err *err)
 
 /* ---- as files ---- */
 
-/* An object's mask in COCO's run-length form: runs of 0 and 1 in turn, column by column. */
-static void print_mask(FILE *f, const struct esp_drawing *d, uint32_t i)
+/* An object's mask in COCO's run-length form. */
+static esp_status print_mask(FILE *f, const struct esp_drawing *d, uint32_t i, struct esp_err *err)
 {
-    uint32_t n = 0;
-    bool now = false, first = true;
+    const size_t n_pixels = (size_t)d->width * d->height;
+    uint8_t *mask = malloc(n_pixels);
+    struct esp_rle rle = {0};
+    esp_status st;
 
+    if (!mask)
+        return esp_fail(err, ESP_E_NOMEM, "a mask of %u x %u", d->width, d->height);
+    for (size_t p = 0; p < n_pixels; p++)
+        mask[p] = d->owner[p] == i + 1;
+    st = esp_rle_encode(&rle, mask, d->height, d->width, err);
     fprintf(f, ", \"mask\": {\"size\": [%u, %u], \"counts\": [", d->height, d->width);
-    for (uint32_t x = 0; x < d->width; x++)
-        for (uint32_t y = 0; y < d->height; y++) {
-            if ((d->owner[(size_t)y * d->width + x] == i + 1) != now) {
-                fprintf(f, "%s%u", first ? "" : ", ", n);
-                first = false;
-                now = !now;
-                n = 0;
-            }
-            n++;
-        }
-    fprintf(f, "%s%u]}", first ? "" : ", ", n);
+    for (size_t k = 0; k < rle.n_counts; k++)
+        fprintf(f, "%s%u", k ? ", " : "", rle.counts[k]);
+    fputs("]}", f);
+    esp_rle_finish(&rle);
+    free(mask);
+    return st;
 }
 
 /* The sixteen tokens of object i's mask. */
@@ -177,13 +180,13 @@ static esp_status print_asked(FILE *f, const char *picture, const struct job *jo
     fputc('"', f);
     if (asked->task == ESP_TASK_DETECT || asked->task == ESP_TASK_SEGMENT) {
         fprintf(f, ", \"objects\": [");
-        for (uint32_t i = 0; i < asked->n_listed; i++) {
+        for (uint32_t i = 0; st == ESP_OK && i < asked->n_listed; i++) {
             const float *box = d->box[asked->listed[i].object];
 
             fprintf(f, "%s{\"label\": \"%s\", \"box\": [%.0f, %.0f, %.0f, %.0f]", i ? ", " : "",
                     asked->listed[i].label, (double)box[0], (double)box[1], (double)box[2], (double)box[3]);
             if (asked->task == ESP_TASK_SEGMENT)
-                print_mask(f, d, asked->listed[i].object);
+                st = print_mask(f, d, asked->listed[i].object, err);
             fputc('}', f);
         }
         fputc(']', f);

@@ -1,7 +1,7 @@
 # CMake does the work; this names what one wants of it, and sets up a fresh machine.
 #
 #   make                   build into build/ (programs in build/bin); installs nothing on the system
-#   make demo              set up, build, and answer a prompt about a picture
+#   make demo              set up, build, draw pictures and answer prompts about them
 #   make test              set up, build, and run every test, most of them under sanitizers too
 #   make deps              install what tools/debian-packages.txt lists and the system lacks
 #   make soak              the tests of faults and of simulated fleets at full length: hours
@@ -47,7 +47,7 @@ deps:
 	@tools/deps
 
 demo: deps
-	$(call build,$(BUILD),,--target espalier espalier-coordinator espalier-worker)
+	$(call build,$(BUILD),,--target espalier espalier-coordinator espalier-worker espalier-scenes)
 	@tools/demo $(BUILD)/bin
 
 # First with sanitizers all but what mostly waits for the device or for the clock (make test-asan has that too), then

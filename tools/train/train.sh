@@ -39,9 +39,9 @@ fi
 {
     stage vision 0 ${VISION:---batch 64 --lr 2e-3 --steps 1616 --decay 1}
     stage packed 1000000 --init "$work/vision.pt" --tokenizer "$work/tokenizer.model" --codec "$work/vae-oid.npz" \
-        ${PACKED:---batch 16 --lr 2e-3 --warmup 60 --dense 0.1 --tower 0.3 --steps 1800 --decay 600}
+        ${PACKED:---batch 32 --lr 1e-3 --warmup 60 --dense 0.1 --tower 0.6 --steps 1500 --decay 600}
     stage exact 2000000 --init "$work/packed.pt" --tokenizer "$work/tokenizer.model" --codec "$work/vae-oid.npz" \
-        ${EXACT:---batch 8 --lr 5e-4 --warmup 20 --tower 0.3 --steps 300 --decay 250 --round 100}
+        ${EXACT:---batch 16 --pairs 8 --lr 4e-4 --warmup 20 --dense 0.1 --tower 0.7 --sigma 10 --steps 560 --decay 540 --round 60}
 }
 "$python" "$here/export.py" --state "$work/exact.pt" --tokenizer "$work/tokenizer.model" \
     --codec "$work/vae-oid.npz" --out "$out"

@@ -961,7 +961,7 @@ static void test_silence(void **state)
 
     f->script.heard = fall_silent;
     ask(&c, f, (const char *[]){"run", "--patience", "3", "caption en", NULL});
-    child_expect(&c, "silence", 1, "has said nothing for 3 s", "");
+    child_expect(&c, "silence", 1, "has said nothing for ", "");
     assert_in_range(f->n_resumes, 1, 3);
     assert_int_equal(f->n_cancel, 1);
     child_finish(&c);

@@ -31,6 +31,17 @@ def rate_at(step, args, cool):
     return args.lr * min(1.0, (step + 1) / args.warmup) * max(0.0, min(1.0, left))
 
 
+def exported(path, model):
+    """The weights of a folder that export.py wrote, as training has them: location rows as sums of cosines again."""
+    from safetensors.torch import load_file
+
+    weights = {n: t.float() for n, t in load_file(os.path.join(path, "model.safetensors")).items()}
+    if model.loc0 is not None:
+        rows = weights[L + "embed_tokens.weight"][model.loc0 : model.loc0 + 1024]
+        weights["loc_weight"] = torch.linalg.lstsq(model.basis, rows).solution
+    return weights
+
+
 class Run:
     """What all stages share: state file, log, schedule."""
 
@@ -56,13 +67,17 @@ class Run:
         self.last_scenes = self.scenes
 
     def take(self, path):
-        """Weights of another stage's state, those that this one has too."""
-        state = torch.load(path, weights_only=True)
+        """Weights of another stage's state, or of an exported checkpoint's folder, those that this one has too."""
+        if os.path.isdir(path):
+            weights, step = exported(path, self.model), "exported"
+        else:
+            state = torch.load(path, weights_only=True)
+            weights, step = state["weights"], state["step"]
         with torch.no_grad():
-            found = [n for n in state["weights"] if n in self.params]
+            found = [n for n in weights if n in self.params]
             for n in found:
-                self.params[n].copy_(state["weights"][n])
-        self.say(f"# {len(found)} tensors from {path}, step {state['step']}")
+                self.params[n].copy_(weights[n])
+        self.say(f"# {len(found)} tensors from {path}, step {step}")
 
     def say(self, line):
         with open(self.log_path, "a", encoding="utf-8") as f:
@@ -215,7 +230,7 @@ def main():
     source.add_argument("--scenes", help="espalier-scenes, started with the seed")
     source.add_argument("--fifo", help="a stream of it: a FIFO, a file, or -")
     arg.add_argument("--again", action="store_true", help="read the file of --fifo again and again")
-    arg.add_argument("--init", help="state of an earlier stage to begin with")
+    arg.add_argument("--init", help="state of an earlier stage, or the folder of an exported checkpoint, to begin with")
     arg.add_argument("--steps", type=int, required=True)
     arg.add_argument("--decay", type=int, help="steps of the falling rate at the end (a third of --steps)")
     arg.add_argument("--warmup", type=int, default=100)

@@ -167,6 +167,16 @@ void script_open(struct script *s, struct esp_net **net, char *dir, size_t n_dir
     assert_int_equal(esp_link_bind(s->link, endpoint, false, NULL, NULL), ESP_OK);
 }
 
+void script_close(struct script *s, struct esp_net **net, const char *dir)
+{
+    char path[64];
+
+    esp_link_destroy(&s->link);
+    esp_net_destroy(net);
+    snprintf(path, sizeof path, "%s/c", dir);
+    unlink(path);
+}
+
 void script_tell(struct script *s, const struct esp_peer *to, struct esp_msg *msg)
 {
     struct esp_err err;

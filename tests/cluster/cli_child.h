@@ -52,6 +52,9 @@ struct script {
 void script_open(struct script *s, struct esp_net **net, char *dir, size_t n_dir, char *endpoint,
                  size_t n_endpoint);
 
+/** Ends what script_open began and removes the socket's file; the directory and what else is in it stay. */
+void script_close(struct script *s, struct esp_net **net, const char *dir);
+
 /** Sends; what cannot be sent fails the test. */
 void script_tell(struct script *s, const struct esp_peer *to, struct esp_msg *msg);
 

@@ -78,10 +78,7 @@ static int fake_teardown(void **state)
     struct fake *f = *state;
     char path[64];
 
-    esp_link_destroy(&f->script.link);
-    esp_net_destroy(&f->net);
-    snprintf(path, sizeof path, "%s/c", f->dir);
-    unlink(path);
+    script_close(&f->script, &f->net, f->dir);
     snprintf(path, sizeof path, "%s/up", f->dir); /* the file of an endpoint stays behind */
     unlink(path);
     return rmdir(f->dir);

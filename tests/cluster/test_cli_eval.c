@@ -60,12 +60,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct fake *f = *state;
-    char path[64];
 
-    esp_link_destroy(&f->script.link);
-    esp_net_destroy(&f->net);
-    snprintf(path, sizeof path, "%s/c", f->dir);
-    unlink(path);
+    script_close(&f->script, &f->net, f->dir);
     unlink(f->set);
     unlink(f->out);
     return rmdir(f->dir);

@@ -59,8 +59,7 @@ static int teardown(void **state)
     struct fake *f = *state;
     char command[96];
 
-    esp_link_destroy(&f->script.link);
-    esp_net_destroy(&f->net);
+    script_close(&f->script, &f->net, f->dir);
     snprintf(command, sizeof command, "rm -r %s", f->dir);
     return system(command);
 }

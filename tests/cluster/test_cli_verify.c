@@ -91,12 +91,8 @@ static int fake_setup(void **state)
 static int fake_teardown(void **state)
 {
     struct fake *f = *state;
-    char path[64];
 
-    esp_link_destroy(&f->script.link);
-    esp_net_destroy(&f->net);
-    snprintf(path, sizeof path, "%s/c", f->dir);
-    unlink(path);
+    script_close(&f->script, &f->net, f->dir);
     rmdir(f->dir);
     return 0;
 }

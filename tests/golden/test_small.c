@@ -19,6 +19,7 @@
 
 #include <cmocka.h>
 
+#include "model/file.h"
 #include "tests/golden/run_rig.h"
 
 #define MODEL  "models/tiny"
@@ -131,24 +132,8 @@ static void test_answers(void **state)
 
 /* ---- with one weight changed ---- */
 
-static uint8_t *read_file(const char *path, size_t *n)
-{
-    struct stat st;
-    FILE *f = fopen(path, "rb");
-    uint8_t *bytes;
-
-    assert_non_null(f);
-    assert_int_equal(fstat(fileno(f), &st), 0);
-    *n = (size_t)st.st_size;
-    bytes = malloc(*n);
-    assert_non_null(bytes);
-    assert_int_equal(fread(bytes, 1, *n, f), *n);
-    fclose(f);
-    return bytes;
-}
-
 /* The first value of a bf16 tensor in a safetensors file: where it lies, in bytes. */
-static size_t find_weight(const uint8_t *file, size_t n, const char *name)
+static size_t find_weight(const char *file, size_t n, const char *name)
 {
     uint64_t n_header;
     json_t *header, *tensor;
@@ -156,7 +141,7 @@ static size_t find_weight(const uint8_t *file, size_t n, const char *name)
 
     memcpy(&n_header, file, sizeof n_header);
     assert_true(n_header < n - 8);
-    header = json_loadb((const char *)file + 8, n_header, 0, NULL);
+    header = json_loadb(file + 8, n_header, 0, NULL);
     assert_non_null(header);
     tensor = json_object_get(header, name);
     if (!tensor)
@@ -169,14 +154,16 @@ static size_t find_weight(const uint8_t *file, size_t n, const char *name)
     return at;
 }
 
+static const char *const same[] = {"config.json", "generation_config.json", "preprocessor_config.json",
+                                   "tokenizer.model"};
+
 /* A copy of the model whose tensor starts with 4.0, where weights are hundredths. */
 static void make_copy(const char *dir, const char *name)
 {
-    static const char *const same[] = {"config.json", "generation_config.json", "preprocessor_config.json",
-                                       "tokenizer.model"};
     static const uint8_t four[] = {0x80, 0x40}; /* bf16, little-endian */
     char from[512], to[512], here[256];
-    uint8_t *file;
+    struct esp_err err;
+    char *file;
     size_t n, at;
     FILE *f;
 
@@ -188,7 +175,7 @@ static void make_copy(const char *dir, const char *name)
         unlink(to);
         assert_int_equal(symlink(from, to), 0);
     }
-    file = read_file(MODEL "/model.safetensors", &n);
+    assert_int_equal(esp_file_read(&file, &n, MODEL "/model.safetensors", 1 << 26, &err), ESP_OK);
     at = find_weight(file, n, name);
     assert_memory_not_equal(file + at, four, 2);
     memcpy(file + at, four, 2);
@@ -202,14 +189,14 @@ static void make_copy(const char *dir, const char *name)
 
 static void remove_copy(const char *dir)
 {
-    static const char *const files[] = {"config.json", "generation_config.json", "preprocessor_config.json",
-                                        "tokenizer.model", "model.safetensors"};
     char path[512];
 
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, same[i]);
         unlink(path);
     }
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    unlink(path);
     assert_int_equal(rmdir(dir), 0);
 }
 

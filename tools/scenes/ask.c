@@ -50,6 +50,11 @@ static void __attribute__((format(printf, 3, 4))) append(char *text, size_t n, c
     va_end(args);
 }
 
+static const char *article(const char *word)
+{
+    return strchr("aeiou", word[0]) ? "an" : "a";
+}
+
 static struct esp_asked *next(struct view *view, enum esp_task task)
 {
     struct esp_asked *asked;
@@ -201,8 +206,7 @@ static void ask_there(struct view *view)
     if (esp_rand_below(view->rand, 3) == 0)
         colour = ANY;
     name(called, sizeof called, shape, colour);
-    question(view, count(view, shape, colour) ? "yes" : "no", "is there %s %s",
-             strchr("aeiou", called[0]) ? "an" : "a", called);
+    question(view, count(view, shape, colour) ? "yes" : "no", "is there %s %s", article(called), called);
 }
 
 static void ask_attribute(struct view *view)
@@ -330,8 +334,7 @@ static void caption(struct view *view)
     }
     if (view->scene->text.chars[0])
         append(text, n, "%sthe text %s", n_objects ? " with " : "", view->scene->text.chars);
-    append(text, n, " on %s %s background",
-           strchr("aeiou", esp_scene_colours[view->scene->ground_colour][0]) ? "an" : "a",
+    append(text, n, " on %s %s background", article(esp_scene_colours[view->scene->ground_colour]),
            esp_scene_colours[view->scene->ground_colour]);
 }
 

@@ -65,6 +65,36 @@ float esp_f16_to_f32(uint16_t h)
     return from_bits(sign | (exponent + 127 - 15) << 23 | mantissa << 13);
 }
 
+static uint32_t to_bits(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+uint16_t esp_f32_to_bf16(float f)
+{
+    const uint32_t bits = to_bits(f);
+
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)(bits >> 16 | 0x40u); /* a NaN that stays one */
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+uint16_t esp_f32_to_f16(float f)
+{
+    const uint32_t sign = to_bits(f) >> 16 & 0x8000u, bits = to_bits(f) & 0x7fffffffu;
+
+    if (bits > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u);
+    if (bits >= 0x477ff000u) /* 65520: halfway to what would come after 65504 */
+        return (uint16_t)(sign | 0x7c00u);
+    if (bits <
+        0x38800000u) /* below 2^-14, a whole number of 2^-24; adding 0.5 leaves just those bits, rounded */
+        return (uint16_t)(sign | (to_bits(from_bits(bits) + 0.5f) - to_bits(0.5f)));
+    return (uint16_t)(sign | (bits - 0x38000000u + 0xfffu + (bits >> 13 & 1)) >> 13);
+}
+
 void esp_dtype_to_f32(float *out, const void *src, enum esp_dtype dtype, size_t n)
 {
     const unsigned char *p = src;

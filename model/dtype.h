@@ -19,6 +19,10 @@ const char *esp_dtype_name(enum esp_dtype dtype);
 float esp_f16_to_f32(uint16_t h);
 float esp_bf16_to_f32(uint16_t h);
 
+/** The nearest bfloat16 / binary16 number, ties to even; an infinity beyond the largest, NaN for NaN. */
+uint16_t esp_f32_to_bf16(float f);
+uint16_t esp_f32_to_f16(float f);
+
 /**
  * n elements of src (f32, f16 or bf16, of any alignment, little-endian) as float32 into out.
  * Exact. The caller knows that dtype is one of the three.

@@ -105,6 +105,44 @@ static void test_sizes_and_names(void **state)
     }
 }
 
+/* Narrowing: each number to itself, what lies between two to the nearer one, ties to even, and past the ends. */
+static void check_narrow(uint16_t (*narrow)(float), float (*widen)(uint16_t), uint16_t infinity)
+{
+    for (uint32_t h = 0; h < infinity; h++) {
+        const float x = widen((uint16_t)h);
+        const double next =
+            h + 1 < infinity ? widen((uint16_t)(h + 1)) : 2 * (double)x - widen((uint16_t)(h - 1));
+        const double middle = ((double)x + next) / 2;
+        const uint16_t even = (uint16_t)(h % 2 ? h + 1 : h);
+
+        assert_int_equal(narrow(x), h);
+        assert_int_equal(narrow(-x), h | 0x8000);
+        assert_int_equal(narrow((float)middle), even); /* exact in float32 */
+        assert_int_equal(narrow(-(float)middle), even | 0x8000);
+        assert_int_equal(narrow(nextafterf((float)middle, 0)), h);
+        assert_int_equal(narrow(nextafterf((float)middle, INFINITY)), h + 1);
+    }
+    assert_int_equal(narrow(INFINITY), infinity);
+    assert_int_equal(narrow(-INFINITY), infinity | 0x8000);
+    assert_true(isnan(widen(narrow(NAN))));
+    assert_true(isnan(widen(narrow(-NAN))));
+}
+
+static void test_narrow(void **state)
+{
+    const uint32_t low_nan = 0x7f800001u; /* whose upper half alone would be an infinity */
+    float f;
+
+    check_narrow(esp_f32_to_f16, esp_f16_to_f32, 0x7c00);
+    check_narrow(esp_f32_to_bf16, esp_bf16_to_f32, 0x7f80);
+    memcpy(&f, &low_nan, sizeof f);
+    assert_true(isnan(esp_bf16_to_f32(esp_f32_to_bf16(f))));
+    assert_true(isnan(esp_f16_to_f32(esp_f32_to_f16(f))));
+    assert_int_equal(esp_f32_to_f16(1e30f), 0x7c00);
+    assert_int_equal(esp_f32_to_f16(0x1p-25f), 0);
+    assert_int_equal(esp_f32_to_f16(1e-30f), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -113,6 +151,7 @@ int main(void)
         cmocka_unit_test(test_nan_keeps_its_payload),
         cmocka_unit_test(test_arrays_of_any_alignment),
         cmocka_unit_test(test_sizes_and_names),
+        cmocka_unit_test(test_narrow),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

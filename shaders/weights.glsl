@@ -2,7 +2,38 @@
 // gives the 8 weights k = 8*kc .. 8*kc+7 as float32: exactly, but that a driver may take float16 subnormals for zero.
 //   16-bit types: a texel is 8 k of one row, at ((g * K/8) + kc) * 8 + r
 //   float32:      a texel is 4 k of one row, at ((g * K/4) + k/4) * 8 + r
-// Exactly one of ESP_W_BF16, ESP_W_F16, ESP_W_F32 is defined.
+//   q8, q4:       17 or 9 texels a block of 32 k, from (g * K/32 + k/32) * 17 or 9 on: a texel of scales, 16 bits a row,
+//                 then 16 (q8) or 32 (q4) k of one row a texel; formulas in model/quant.h
+// Exactly one of ESP_W_BF16, ESP_W_F16, ESP_W_F32, ESP_W_Q8, ESP_W_Q4 is defined.
+#if defined(ESP_W_Q8) || defined(ESP_W_Q4)
+// The 16 bits of row r in a block's texel of scales.
+uint w_scale_of(const uvec4 t, const uint r)
+{
+    const uint word = r < 4 ? (r < 2 ? t.x : t.y) : (r < 6 ? t.z : t.w);
+    return word >> (r % 2 * 16) & 0xffffu;
+}
+
+void w_load8(const uint w_at, const uint k4, const uint g, const uint kc, const uint r, out vec4 a, out vec4 b)
+{
+#if defined(ESP_W_Q8)
+    const uint block = w_at + (g * (k4 / 8) + kc / 4) * 17;
+    const float d = uintBitsToFloat(w_scale_of(W_LOAD(block), r) << 16);
+    const uvec4 t = W_LOAD(block + 1 + kc / 2 % 2 * 8 + r);
+    const ivec2 q = ivec2(kc % 2 == 0 ? t.xy : t.zw);
+    a = d * vec4((ivec4(q.x) << ivec4(24, 16, 8, 0)) >> 24);
+    b = d * vec4((ivec4(q.y) << ivec4(24, 16, 8, 0)) >> 24);
+#else
+    const uint block = w_at + (g * (k4 / 8) + kc / 4) * 9;
+    const uint side = w_scale_of(W_LOAD(block), r);
+    const float d = uintBitsToFloat(((side & 0xffc0u) << 13) + 0x2b800000u);
+    const float z = float(side & 63u) * 0.25;
+    const uvec4 t = W_LOAD(block + 1 + r);
+    const uint q = kc % 4 < 2 ? (kc % 2 == 0 ? t.x : t.y) : (kc % 2 == 0 ? t.z : t.w);
+    a = d * (vec4(uvec4(q) >> uvec4(0, 4, 8, 12) & 15u) - z);
+    b = d * (vec4(uvec4(q) >> uvec4(16, 20, 24, 28) & 15u) - z);
+#endif
+}
+#else
 void w_unpack8(const uvec4 t, out vec4 a, out vec4 b)
 {
 #if defined(ESP_W_BF16)
@@ -26,3 +57,4 @@ void w_load8(const uint w_at, const uint k4, const uint g, const uint kc, const 
     w_unpack8(W_LOAD(w_at + (g * (k4 / 2) + kc) * 8 + r), a, b);
 #endif
 }
+#endif

@@ -7,9 +7,13 @@
 #include "esp_spv_embed_plain_bf16.h"
 #include "esp_spv_embed_plain_f16.h"
 #include "esp_spv_embed_plain_f32.h"
+#include "esp_spv_embed_plain_q4.h"
+#include "esp_spv_embed_plain_q8.h"
 #include "esp_spv_embed_texel_bf16.h"
 #include "esp_spv_embed_texel_f16.h"
 #include "esp_spv_embed_texel_f32.h"
+#include "esp_spv_embed_texel_q4.h"
+#include "esp_spv_embed_texel_q8.h"
 #include "esp_spv_im2col_plain.h"
 #include "esp_spv_im2col_texel.h"
 #include "esp_spv_kv_copy_plain.h"
@@ -17,15 +21,23 @@
 #include "esp_spv_matmul_plain_bf16.h"
 #include "esp_spv_matmul_plain_f16.h"
 #include "esp_spv_matmul_plain_f32.h"
+#include "esp_spv_matmul_plain_q4.h"
+#include "esp_spv_matmul_plain_q8.h"
 #include "esp_spv_matmul_texel_bf16.h"
 #include "esp_spv_matmul_texel_f16.h"
 #include "esp_spv_matmul_texel_f32.h"
+#include "esp_spv_matmul_texel_q4.h"
+#include "esp_spv_matmul_texel_q8.h"
 #include "esp_spv_matvec_plain_bf16.h"
 #include "esp_spv_matvec_plain_f16.h"
 #include "esp_spv_matvec_plain_f32.h"
+#include "esp_spv_matvec_plain_q4.h"
+#include "esp_spv_matvec_plain_q8.h"
 #include "esp_spv_matvec_texel_bf16.h"
 #include "esp_spv_matvec_texel_f16.h"
 #include "esp_spv_matvec_texel_f32.h"
+#include "esp_spv_matvec_texel_q4.h"
+#include "esp_spv_matvec_texel_q8.h"
 #include "esp_spv_norm_plain.h"
 #include "esp_spv_norm_texel.h"
 #include "esp_spv_rope_kv_plain.h"
@@ -39,10 +51,12 @@
 #include "esp_spv_topk_slices_texel.h"
 #include "esp_spv_topk_texel.h"
 
-#define UNSET_ ESP_DTYPE_UNSET
-#define BF16_  ESP_BF16
-#define F16_   ESP_F16
-#define F32_   ESP_F32
+#define NONE_ ESP_W_NONE
+#define BF16_ ESP_W_BF16
+#define F16_  ESP_W_F16
+#define F32_  ESP_W_F32
+#define Q8_   ESP_W_Q8
+#define Q4_   ESP_W_Q4
 #define ROW(op, cls_, type, blob, rows_, cols_)                                                              \
     {                                                                                                        \
         .kernel = ESP_K_##op, .cls = ESP_VK_##cls_, .weights = type, .name = #blob, .spirv = esp_spv_##blob, \
@@ -53,48 +67,60 @@
     }
 
 static const struct esp_kernel_code table[] = {
-    ROW(NORM, PLAIN, UNSET_, norm_plain, 0, 0),
-    ROW(NORM, TEXEL, UNSET_, norm_texel, 0, 0),
-    ROW(ROPE_KV, PLAIN, UNSET_, rope_kv_plain, 0, 0),
-    ROW(ROPE_KV, TEXEL, UNSET_, rope_kv_texel, 0, 0),
-    ROW(ROWS_IN, PLAIN, UNSET_, rows_in_plain, 0, 0),
-    ROW(ROWS_IN, TEXEL, UNSET_, rows_in_texel, 0, 0),
-    ROW(ROWS_OUT, PLAIN, UNSET_, rows_out_plain, 0, 0),
-    ROW(ROWS_OUT, TEXEL, UNSET_, rows_out_texel, 0, 0),
-    ROW(IM2COL, PLAIN, UNSET_, im2col_plain, 0, 0),
-    ROW(IM2COL, TEXEL, UNSET_, im2col_texel, 0, 0),
-    ROW(ADD, PLAIN, UNSET_, add_plain, 0, 0),
-    ROW(ADD, TEXEL, UNSET_, add_texel, 0, 0),
-    ROW(KV_COPY, PLAIN, UNSET_, kv_copy_plain, 0, 0),
-    ROW(KV_COPY, TEXEL, UNSET_, kv_copy_texel, 0, 0),
-    ROW(TOPK_SLICES, PLAIN, UNSET_, topk_slices_plain, 0, 0),
-    ROW(TOPK_SLICES, TEXEL, UNSET_, topk_slices_texel, 0, 0),
-    ROW(TOPK, PLAIN, UNSET_, topk_plain, 0, 0),
-    ROW(TOPK, TEXEL, UNSET_, topk_texel, 0, 0),
-    ROW(ATTENTION, PLAIN, UNSET_, attention_plain, 0, 0),
-    ROW(ATTENTION, TEXEL, UNSET_, attention_texel, 0, 0),
+    ROW(NORM, PLAIN, NONE_, norm_plain, 0, 0),
+    ROW(NORM, TEXEL, NONE_, norm_texel, 0, 0),
+    ROW(ROPE_KV, PLAIN, NONE_, rope_kv_plain, 0, 0),
+    ROW(ROPE_KV, TEXEL, NONE_, rope_kv_texel, 0, 0),
+    ROW(ROWS_IN, PLAIN, NONE_, rows_in_plain, 0, 0),
+    ROW(ROWS_IN, TEXEL, NONE_, rows_in_texel, 0, 0),
+    ROW(ROWS_OUT, PLAIN, NONE_, rows_out_plain, 0, 0),
+    ROW(ROWS_OUT, TEXEL, NONE_, rows_out_texel, 0, 0),
+    ROW(IM2COL, PLAIN, NONE_, im2col_plain, 0, 0),
+    ROW(IM2COL, TEXEL, NONE_, im2col_texel, 0, 0),
+    ROW(ADD, PLAIN, NONE_, add_plain, 0, 0),
+    ROW(ADD, TEXEL, NONE_, add_texel, 0, 0),
+    ROW(KV_COPY, PLAIN, NONE_, kv_copy_plain, 0, 0),
+    ROW(KV_COPY, TEXEL, NONE_, kv_copy_texel, 0, 0),
+    ROW(TOPK_SLICES, PLAIN, NONE_, topk_slices_plain, 0, 0),
+    ROW(TOPK_SLICES, TEXEL, NONE_, topk_slices_texel, 0, 0),
+    ROW(TOPK, PLAIN, NONE_, topk_plain, 0, 0),
+    ROW(TOPK, TEXEL, NONE_, topk_texel, 0, 0),
+    ROW(ATTENTION, PLAIN, NONE_, attention_plain, 0, 0),
+    ROW(ATTENTION, TEXEL, NONE_, attention_texel, 0, 0),
     ROW(MATMUL, PLAIN, BF16_, matmul_plain_bf16, 64, 8),
     ROW(MATMUL, PLAIN, F16_, matmul_plain_f16, 64, 8),
     ROW(MATMUL, PLAIN, F32_, matmul_plain_f32, 64, 8),
+    ROW(MATMUL, PLAIN, Q8_, matmul_plain_q8, 64, 8),
+    ROW(MATMUL, PLAIN, Q4_, matmul_plain_q4, 64, 8),
     ROW(MATMUL, TEXEL, BF16_, matmul_texel_bf16, 8, 16),
     ROW(MATMUL, TEXEL, F16_, matmul_texel_f16, 8, 16),
     ROW(MATMUL, TEXEL, F32_, matmul_texel_f32, 8, 16),
+    ROW(MATMUL, TEXEL, Q8_, matmul_texel_q8, 8, 16),
+    ROW(MATMUL, TEXEL, Q4_, matmul_texel_q4, 8, 16),
     ROW(MATVEC, PLAIN, BF16_, matvec_plain_bf16, 0, 1),
     ROW(MATVEC, PLAIN, F16_, matvec_plain_f16, 0, 1),
     ROW(MATVEC, PLAIN, F32_, matvec_plain_f32, 0, 1),
+    ROW(MATVEC, PLAIN, Q8_, matvec_plain_q8, 0, 1),
+    ROW(MATVEC, PLAIN, Q4_, matvec_plain_q4, 0, 1),
     ROW(MATVEC, TEXEL, BF16_, matvec_texel_bf16, 0, 8),
     ROW(MATVEC, TEXEL, F16_, matvec_texel_f16, 0, 8),
     ROW(MATVEC, TEXEL, F32_, matvec_texel_f32, 0, 8),
+    ROW(MATVEC, TEXEL, Q8_, matvec_texel_q8, 0, 8),
+    ROW(MATVEC, TEXEL, Q4_, matvec_texel_q4, 0, 8),
     ROW(EMBED, PLAIN, BF16_, embed_plain_bf16, 0, 0),
     ROW(EMBED, PLAIN, F16_, embed_plain_f16, 0, 0),
     ROW(EMBED, PLAIN, F32_, embed_plain_f32, 0, 0),
+    ROW(EMBED, PLAIN, Q8_, embed_plain_q8, 0, 0),
+    ROW(EMBED, PLAIN, Q4_, embed_plain_q4, 0, 0),
     ROW(EMBED, TEXEL, BF16_, embed_texel_bf16, 0, 0),
     ROW(EMBED, TEXEL, F16_, embed_texel_f16, 0, 0),
     ROW(EMBED, TEXEL, F32_, embed_texel_f32, 0, 0),
+    ROW(EMBED, TEXEL, Q8_, embed_texel_q8, 0, 0),
+    ROW(EMBED, TEXEL, Q4_, embed_texel_q4, 0, 0),
 };
 
 const struct esp_kernel_code *esp_kernel_find(enum esp_kernel kernel, enum esp_vk_class cls,
-                                              enum esp_dtype weights)
+                                              enum esp_wtype weights)
 {
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
         if (table[i].kernel == kernel && table[i].cls == cls && table[i].weights == weights)

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "model/dtype.h"
+#include "model/wtype.h"
 #include "worker/vk_device.h"
 
 enum esp_kernel {
@@ -38,7 +38,7 @@ struct esp_kernel_tile {
 struct esp_kernel_code {
     enum esp_kernel kernel;
     enum esp_vk_class cls;
-    enum esp_dtype weights; /* ESP_DTYPE_UNSET: reads none */
+    enum esp_wtype weights; /* ESP_W_NONE: reads none */
     const char *name;
     const uint32_t *spirv;
     size_t n_bytes;
@@ -47,6 +47,6 @@ struct esp_kernel_code {
 
 /** NULL when there is none: a bug of ours, or a weight type no kernel reads. */
 const struct esp_kernel_code *esp_kernel_find(enum esp_kernel kernel, enum esp_vk_class cls,
-                                              enum esp_dtype weights);
+                                              enum esp_wtype weights);
 
 #endif

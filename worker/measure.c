@@ -79,7 +79,7 @@ static esp_status time_product(double *out, struct esp_space *sp, struct esp_bat
                               .n = SIDE,
                               .np = SIDE,
                               .kp = SIDE,
-                              .dtype = ESP_BF16,
+                              .wtype = ESP_W_BF16,
                               .bias = ESP_NONE};
     const struct esp_matmul_how how = {.epilogue = ESP_EPI_NONE, .few = few, .count = ESP_COUNT_ROWS};
     struct esp_grids grids = {0};

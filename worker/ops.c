@@ -160,9 +160,9 @@ static void launch(struct esp_rec *rec, const struct launch *l)
     .step = (rec)->space->step.addr, .act = (rec)->space->act.addr, .w = (rec)->space->chunk[chunk_]->addr,  \
     .vec = (rec)->space->vec.addr, .kv = (rec)->space->kv.addr
 
-static const struct esp_kernel_code *find(const struct esp_rec *rec, enum esp_kernel k, enum esp_dtype dtype)
+static const struct esp_kernel_code *find(const struct esp_rec *rec, enum esp_kernel k, enum esp_wtype wtype)
 {
-    return esp_kernel_find(k, rec->space->vk->cls, dtype);
+    return esp_kernel_find(k, rec->space->vk->cls, wtype);
 }
 
 static uint32_t count_word(enum esp_count count)
@@ -178,7 +178,7 @@ static uint32_t div_up(uint32_t a, uint32_t b)
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
                    const struct esp_matmul_how *how)
 {
-    const struct esp_kernel_code *code = find(rec, how->few ? ESP_K_MATVEC : ESP_K_MATMUL, w->dtype);
+    const struct esp_kernel_code *code = find(rec, how->few ? ESP_K_MATVEC : ESP_K_MATMUL, w->wtype);
     const uint32_t spec[2] = {how->epilogue, how->few};
     const bool pairs = how->epilogue == ESP_EPI_GEGLU;
 
@@ -207,7 +207,7 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
         if (!code) {
             rec->st = rec->st ? rec->st
                               : esp_fail(rec->err, ESP_E_UNSUPPORTED, "no kernel for %s weights",
-                                         esp_dtype_name(w->dtype));
+                                         esp_wtype_name(w->wtype));
             return;
         }
         if (how->few) {
@@ -234,7 +234,7 @@ void esp_op_norm(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, cons
                                        .bias = how->bias,    .count = count_word(count),
                                        .pick = how->pick,    .eps = how->eps};
 
-    launch(rec, &(struct launch){.code = find(rec, ESP_K_NORM, ESP_DTYPE_UNSET),
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_NORM, ESP_W_NONE),
                                  .spec = spec,
                                  .n_spec = 1,
                                  .push = &push,
@@ -253,7 +253,7 @@ void esp_op_rope_kv(struct esp_rec *rec, struct esp_rows qkv, const struct esp_a
                                        .kv_at = how->kv_at,    .block_stride = how->block_stride,
                                        .q_scale = how->q_scale};
 
-    launch(rec, &(struct launch){.code = find(rec, ESP_K_ROPE_KV, ESP_DTYPE_UNSET),
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_ROPE_KV, ESP_W_NONE),
                                  .spec = spec,
                                  .n_spec = 1,
                                  .push = &push,
@@ -299,7 +299,7 @@ void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qk
                                             .n_kv = how->n_kv,
                                             .softcap = how->softcap};
 
-    launch(rec, &(struct launch){.code = find(rec, ESP_K_ATTENTION, ESP_DTYPE_UNSET),
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_ATTENTION, ESP_W_NONE),
                                  .spec = spec,
                                  .n_spec = 5,
                                  .push = &push,
@@ -323,7 +323,7 @@ void esp_op_embed(struct esp_rec *rec, struct esp_rows y, struct esp_rows featur
                                             .row0 = w->part[i].row0,
                                             .n_row = w->part[i].n_row,
                                             .scale = scale};
-        launch(rec, &(struct launch){.code = find(rec, ESP_K_EMBED, w->dtype),
+        launch(rec, &(struct launch){.code = find(rec, ESP_K_EMBED, w->wtype),
                                      .push = &push,
                                      .push_bytes = sizeof push,
                                      .chunk = w->part[i].chunk,
@@ -339,7 +339,7 @@ static void launch_rows(struct esp_rec *rec, enum esp_kernel k, const void *push
                         uint32_t n_quad, enum esp_count count)
 {
     launch(rec, &(struct launch){
-                    .code = find(rec, k, ESP_DTYPE_UNSET),
+                    .code = find(rec, k, ESP_W_NONE),
                     .push = push,
                     .push_bytes = push_bytes,
                     .grid = {.count = count, .div = 1, .axis = 0, .dims = {1, div_up(n_quad, 64), 1}}});
@@ -382,7 +382,7 @@ void esp_op_kv_copy(struct esp_rec *rec, uint32_t block_stride, uint32_t layer_s
     const struct esp_push_kv_copy push = {HEAD(rec, 0), .block_stride = block_stride,
                                           .layer_stride = layer_stride};
 
-    launch(rec, &(struct launch){.code = find(rec, ESP_K_KV_COPY, ESP_DTYPE_UNSET),
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_KV_COPY, ESP_W_NONE),
                                  .push = &push,
                                  .push_bytes = sizeof push,
                                  .grid = {.count = ESP_COUNT_COPIES,
@@ -399,11 +399,11 @@ void esp_op_topk(struct esp_rec *rec, struct esp_rows logits, struct esp_rows sl
         .slice_at = slices.at, .slice_stride = slices.stride, .vocab = vocab,    .n_slice = n_slice};
 
     launch(rec, &(struct launch){
-                    .code = find(rec, ESP_K_TOPK_SLICES, ESP_DTYPE_UNSET),
+                    .code = find(rec, ESP_K_TOPK_SLICES, ESP_W_NONE),
                     .push = &push,
                     .push_bytes = sizeof push,
                     .grid = {.count = ESP_COUNT_WANTS, .div = 1, .axis = 1, .dims = {n_slice, 1, 1}}});
-    launch(rec, &(struct launch){.code = find(rec, ESP_K_TOPK, ESP_DTYPE_UNSET),
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_TOPK, ESP_W_NONE),
                                  .push = &push,
                                  .push_bytes = sizeof push,
                                  .grid = {.count = ESP_COUNT_WANTS, .div = 1, .axis = 0, .dims = {1, 1, 1}}});

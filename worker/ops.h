@@ -50,7 +50,7 @@ struct esp_mat {
         uint32_t row0, n_row; /* multiples of 8 */
     } part[ESP_MAT_PARTS];
     uint32_t n, np, kp;
-    enum esp_dtype dtype;
+    enum esp_wtype wtype;
     uint32_t bias; /* index into vec, or ESP_NONE */
 };
 

@@ -50,21 +50,26 @@ static uint32_t tensor_cols(const struct esp_tensor *t)
 void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec)
 {
     const struct esp_tensor *first = spec->part[0].tensor;
+    const struct esp_pack_heads *h = &spec->k_heads;
+    const bool whole = !h->n || esp_pack_head_dim(h->head_dim) == h->head_dim;
 
     memset(out, 0, sizeof *out);
-    out->dtype = first->dtype;
+    out->wtype = esp_wtype_of(first->dtype);
     for (uint32_t i = 0; i < spec->n_part; i++) {
         const struct esp_pack_part *p = &spec->part[i];
-        if (p->tensor->dtype != out->dtype)
-            out->dtype = ESP_F32;
+        if (esp_wtype_of(p->tensor->dtype) != out->wtype)
+            out->wtype = ESP_W_F32;
         out->n += axis_len(tensor_rows(p->tensor), &p->heads);
     }
+    if (spec->want != ESP_W_STORED && (whole || !esp_wtype_quantised(spec->want)))
+        out->wtype = spec->want;
     out->k = axis_len(tensor_cols(first), &spec->k_heads);
     out->np = (uint32_t)esp_round_up(out->n, 32);
     if (spec->interleave)
         out->np = 2 * (uint32_t)esp_round_up(tensor_rows(first), 32);
     out->kp = (uint32_t)esp_round_up(out->k, 32);
-    out->group_bytes = 8 * out->kp * (uint32_t)esp_dtype_n_bytes(out->dtype);
+    out->panel = 1;
+    out->group_bytes = 8 * (uint32_t)esp_wtype_n_bytes(out->wtype, out->kp);
 }
 
 /* Which part and stored row packed row r comes from; false for padding. */
@@ -89,53 +94,148 @@ static bool find_row(const struct esp_pack_part **part, uint32_t *row, const str
     return false;
 }
 
-/* Stored row `row` of t into kp elements of dtype, columns padded. */
-static void fetch_row(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
-                      const struct esp_tensor *t, uint32_t row)
+/* Stored row `row` of t as it is, columns padded: kp elements. */
+static void copy_row(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                     const struct esp_tensor *t, uint32_t row)
 {
     const uint32_t n_col = tensor_cols(t);
-    const size_t from_b = esp_dtype_n_bytes(t->dtype);
-    const size_t to_b = esp_dtype_n_bytes(dims->dtype);
-    const char *src = (const char *)t->data + (size_t)row * n_col * from_b;
+    const size_t b = esp_dtype_n_bytes(t->dtype);
+    const char *src = (const char *)t->data + (size_t)row * n_col * b;
     char *dst = out;
 
     if (!spec->k_heads.n) {
-        if (t->dtype == dims->dtype)
-            memcpy(dst, src, n_col * to_b);
-        else
-            esp_dtype_to_f32((float *)out, src, t->dtype, n_col);
-        memset(dst + n_col * to_b, 0, (dims->kp - n_col) * to_b);
+        memcpy(dst, src, n_col * b);
+        memset(dst + n_col * b, 0, (dims->kp - n_col) * b);
         return;
     }
     for (uint32_t k = 0; k < dims->kp; k++) {
-        uint32_t s = k < dims->k ? axis_source(k, n_col, &spec->k_heads) : NO_SOURCE;
+        const uint32_t s = k < dims->k ? axis_source(k, n_col, &spec->k_heads) : NO_SOURCE;
         if (s == NO_SOURCE)
-            memset(dst + k * to_b, 0, to_b);
-        else if (t->dtype == dims->dtype)
-            memcpy(dst + k * to_b, src + s * from_b, to_b);
+            memset(dst + k * b, 0, b);
         else
-            esp_dtype_to_f32((float *)out + k, src + s * from_b, t->dtype, 1);
+            memcpy(dst + k * b, src + s * b, b);
     }
 }
 
-void esp_pack_groups(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
-                     uint32_t group0, uint32_t n_group, void *row)
+/* The same as float32. */
+static void widen_row(float *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                      const struct esp_tensor *t, uint32_t row)
 {
-    const uint32_t n_texel = dims->group_bytes / 128; /* a row */
+    const uint32_t n_col = tensor_cols(t);
+    const size_t b = esp_dtype_n_bytes(t->dtype);
+    const char *src = (const char *)t->data + (size_t)row * n_col * b;
 
-    for (uint32_t g = 0; g < n_group; g++) {
+    memset(out, 0, dims->kp * sizeof *out);
+    if (!spec->k_heads.n) {
+        esp_dtype_to_f32(out, src, t->dtype, n_col);
+        return;
+    }
+    for (uint32_t k = 0; k < dims->k; k++) {
+        const uint32_t s = axis_source(k, n_col, &spec->k_heads);
+        if (s != NO_SOURCE)
+            esp_dtype_to_f32(out + k, src + s * b, t->dtype, 1);
+    }
+}
+
+/* x as 16-bit numbers; n, or the first that has none. */
+static size_t narrow_row(uint16_t *out, enum esp_wtype type, const float *x, size_t n)
+{
+    const uint16_t infinity = type == ESP_W_F16 ? 0x7c00 : 0x7f80;
+
+    for (size_t i = 0; i < n; i++) {
+        out[i] = type == ESP_W_F16 ? esp_f32_to_f16(x[i]) : esp_f32_to_bf16(x[i]);
+        if ((out[i] & 0x7fff) >= infinity)
+            return i;
+    }
+    return n;
+}
+
+static esp_status no_such_weight(const struct esp_tensor *t, uint32_t row, uint32_t col, float x,
+                                 enum esp_wtype type, struct esp_err *err)
+{
+    return esp_fail(
+        err, ESP_E_FORMAT,
+        "%s: tensor %s: row %u, column %u: %g cannot be a weight of type %s; take another with --weights",
+        t->file, t->name, row, col, (double)x, esp_wtype_name(type));
+}
+
+esp_status esp_pack_row(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                        uint32_t r, float *scratch, struct esp_err *err)
+{
+    const struct esp_pack_part *part = NULL;
+    uint32_t source = 0;
+    size_t done = dims->kp;
+
+    if (!find_row(&part, &source, spec, r)) {
+        memset(out, 0, esp_wtype_n_bytes(dims->wtype, dims->kp)); /* zero weights of any type */
+        return ESP_OK;
+    }
+    if (esp_wtype_of(part->tensor->dtype) == dims->wtype) {
+        copy_row(out, spec, dims, part->tensor, source);
+        return ESP_OK;
+    }
+    if (dims->wtype == ESP_W_F32) {
+        widen_row(out, spec, dims, part->tensor, source);
+        return ESP_OK;
+    }
+    widen_row(scratch, spec, dims, part->tensor, source);
+    if (esp_wtype_quantised(dims->wtype))
+        done = esp_quant_row(out, dims->wtype, scratch, dims->kp);
+    else
+        done = narrow_row(out, dims->wtype, scratch, dims->kp);
+    if (done == dims->kp)
+        return ESP_OK;
+    return no_such_weight(part->tensor, source,
+                          axis_source((uint32_t)done, tensor_cols(part->tensor), &spec->k_heads),
+                          scratch[done], dims->wtype, err);
+}
+
+/* A packed row among its group's eight. */
+static void place_row(char *group, const struct esp_pack_dims *dims, uint32_t r, const void *row)
+{
+    const uint32_t n_block = dims->kp / ESP_QUANT_BLOCK;
+    const uint32_t n_texel = dims->group_bytes / 128; /* a row of the other types */
+
+    if (dims->wtype == ESP_W_Q8) {
+        const struct esp_q8_block *b = row;
+        for (uint32_t i = 0; i < n_block; i++, group += 8 * sizeof *b) {
+            memcpy(group + 2 * r, &b[i].d, 2);
+            memcpy(group + 16 * (1 + r), b[i].q, 16);
+            memcpy(group + 16 * (9 + r), b[i].q + 16, 16);
+        }
+    } else if (dims->wtype == ESP_W_Q4) {
+        const struct esp_q4_block *b = row;
+        for (uint32_t i = 0; i < n_block; i++, group += 8 * sizeof *b) {
+            memcpy(group + 2 * r, &b[i].side, 2);
+            memcpy(group + 16 * (1 + r), b[i].q, 16);
+        }
+    } else {
+        for (uint32_t c = 0; c < n_texel; c++)
+            memcpy(group + (c * 8 + r) * 16, (const char *)row + c * 16, 16);
+    }
+}
+
+size_t esp_pack_scratch_bytes(const struct esp_pack_dims *dims)
+{
+    return dims->kp * sizeof(float) + esp_wtype_n_bytes(dims->wtype, dims->kp);
+}
+
+esp_status esp_pack_groups(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                           uint32_t group0, uint32_t n_group, void *scratch, struct esp_err *err)
+{
+    float *wide = scratch;
+    void *row = wide + dims->kp;
+    esp_status st = ESP_OK;
+
+    for (uint32_t g = 0; !st && g < n_group; g++) {
         char *group = (char *)out + (size_t)g * dims->group_bytes;
-        for (uint32_t r = 0; r < 8; r++) {
-            const struct esp_pack_part *part = NULL;
-            uint32_t source = 0;
-            if (find_row(&part, &source, spec, (group0 + g) * 8 + r))
-                fetch_row(row, spec, dims, part->tensor, source);
-            else
-                memset(row, 0, n_texel * 16);
-            for (uint32_t c = 0; c < n_texel; c++)
-                memcpy(group + (c * 8 + r) * 16, (const char *)row + c * 16, 16);
+        for (uint32_t r = 0; !st && r < 8; r++) {
+            st = esp_pack_row(row, spec, dims, (group0 + g) * 8 + r, wide, err);
+            if (!st)
+                place_row(group, dims, r, row);
         }
     }
+    return st;
 }
 
 void esp_pack_source(uint64_t *at, uint64_t *n_bytes, const struct esp_pack_spec *spec, uint32_t i,

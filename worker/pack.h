@@ -6,6 +6,12 @@
  * (g * C + c) * 8 + r with C texels a row. A subgroup that holds a row a lane reads 128 bytes in one piece,
  * whatever the device. N and K are padded to multiples of 32 with zeros, so kernels have no tails in either.
  *
+ * Quantised rows (model/quant.h) lie the same way, 32 k of 8 rows after the other: first one texel of their scales
+ * (struct esp_q8_block's d or struct esp_q4_block's side, row r's at 2r bytes), then q8: two texels a row, k 0..15 of all
+ * rows, then k 16..31; q4: one texel a row.
+ *
+ * This is the layout of every class and type so far. One that wants another packs its panels from esp_pack_row.
+ *
  * Heads are padded too: head_dim H becomes 2 * round_up(ceil(H/2), 4), each half on its own, so that RoPE's
  * pairs (j, j + H/2) stay whole quads apart. Zero rows and columns change no result.
  */
@@ -15,6 +21,8 @@
 #include <stdint.h>
 
 #include "model/checkpoint.h"
+#include "model/quant.h"
+#include "worker/vk_device.h"
 
 /** head_dim as the kernels see it: a multiple of 8. */
 uint32_t esp_pack_head_dim(uint32_t head_dim);
@@ -40,24 +48,48 @@ struct esp_pack_spec {
     struct esp_pack_part part[ESP_PACK_PARTS];
     bool interleave;
     struct esp_pack_heads k_heads; /* of the columns */
+    enum esp_wtype want;           /* ESP_W_STORED: as the parts are stored, float32 where they differ */
+    enum esp_vk_class cls;         /* whose kernels read it */
 };
 
 /** The packed shape. */
 struct esp_pack_dims {
-    enum esp_dtype dtype; /* as stored; float32 where the parts differ */
+    enum esp_wtype wtype;
     uint32_t n, k;        /* rows and columns in use, padded heads counted */
     uint32_t np, kp;      /* padded to 32; np is twice the padded rows of one part when interleaved */
-    uint32_t group_bytes; /* of 8 rows */
+    uint32_t panel;       /* groups of 8 rows that are packed and cut together; divides np / 8 */
+    uint32_t group_bytes; /* of 8 rows, their share of a panel */
 };
 
+/**
+ * A wish for quantised weights is not granted where heads in columns have to be padded: blocks are of columns as stored.
+ * No published model has such heads; such a matrix stays as stored.
+ */
 void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec);
 
+/** Bytes of scratch that packing takes. */
+size_t esp_pack_scratch_bytes(const struct esp_pack_dims *dims);
+
 /**
- * Packs groups [group0, group0 + n_group) of 8 rows into out (n_group * group_bytes bytes). Padding is zero.
- * @param row  scratch: kp * 4 bytes
+ * Packed row r (below np) by itself: its kp weights as dims->wtype, quantised ones as blocks (model/quant.h), padding as
+ * zeros.
+ *
+ * @param out      esp_wtype_n_bytes(dims->wtype, dims->kp) bytes, aligned for its elements
+ * @param scratch  f32[kp]
+ * Errors: ESP_E_FORMAT (a weight that the wished type cannot hold: no finite number, or beyond its largest; names tensor,
+ * row and column). Safe from any thread, as is esp_pack_groups.
  */
-void esp_pack_groups(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
-                     uint32_t group0, uint32_t n_group, void *row);
+esp_status esp_pack_row(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                        uint32_t r, float *scratch, struct esp_err *err);
+
+/**
+ * Packs groups [group0, group0 + n_group) of 8 rows, whole panels, into out (n_group * group_bytes bytes). Padding is
+ * zero.
+ * @param scratch  esp_pack_scratch_bytes of the caller's, for one call at a time; aligned for float
+ * Errors: as esp_pack_row; out is undefined then.
+ */
+esp_status esp_pack_groups(void *out, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                           uint32_t group0, uint32_t n_group, void *scratch, struct esp_err *err);
 
 /** Which stored bytes of part i's tensor such groups are packed from: *n_bytes from *at on, rounded up to whole rows or
  * heads; 0: none. */

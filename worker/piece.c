@@ -31,11 +31,13 @@ static void add_mat(struct esp_piece *p, const struct esp_pack_spec *spec, const
     struct esp_piece_mat *m = &p->mat[p->n_mat++];
 
     m->spec = *spec;
-    esp_pack_dims(&m->dims, spec);
+    m->spec.cls = p->cls;
+    m->spec.want = p->want;
+    esp_pack_dims(&m->dims, &m->spec);
     m->mat.n = m->dims.n;
     m->mat.np = m->dims.np;
     m->mat.kp = m->dims.kp;
-    m->mat.dtype = m->dims.dtype;
+    m->mat.wtype = m->dims.wtype;
     m->mat.bias = ESP_NONE;
     m->biased = bias != NULL;
     for (uint32_t i = 0; i < spec->n_part; i++) {
@@ -129,7 +131,6 @@ static void end_piece(struct esp_piece *p, const struct esp_checkpoint *ck, uint
  * rows. */
 static esp_status plan_chunks(struct esp_piece *p, uint64_t max_bytes, struct esp_err *err)
 {
-    const uint32_t unit = 4; /* groups that a kernel takes together: a panel of 32 columns */
     uint32_t chunk = 0;
     uint64_t used = 0;
 
@@ -138,11 +139,13 @@ static esp_status plan_chunks(struct esp_piece *p, uint64_t max_bytes, struct es
         const struct esp_pack_dims *dims = &p->mat[i].dims;
         const char *name = p->mat[i].spec.part[0].tensor->name;
         const uint32_t n_group = dims->np / 8;
+        const uint32_t unit =
+            dims->panel > 4 ? dims->panel : 4; /* a kernel takes 32 columns together, or more */
         uint32_t group = 0;
 
         if ((uint64_t)dims->group_bytes * unit > max_bytes)
-            return esp_fail(err, ESP_E_NOMEM, "%s: eight rows pass the device's largest buffer, %.1f MiB",
-                            name, (double)max_bytes / (1 << 20));
+            return esp_fail(err, ESP_E_NOMEM, "%s: %u rows pass the device's largest buffer, %.1f MiB", name,
+                            8 * unit, (double)max_bytes / (1 << 20));
         if (used && used + (uint64_t)n_group * dims->group_bytes > max_bytes) {
             chunk++;
             used = 0;
@@ -173,11 +176,13 @@ static esp_status plan_chunks(struct esp_piece *p, uint64_t max_bytes, struct es
 }
 
 esp_status esp_piece_plan(struct esp_piece *out, const struct esp_checkpoint *ck, uint32_t piece,
-                          uint64_t max_bytes, struct esp_err *err)
+                          enum esp_vk_class cls, enum esp_wtype want, uint64_t max_bytes, struct esp_err *err)
 {
     const uint32_t n_enc = esp_checkpoint_config(ck)->vision.n_layer;
 
     memset(out, 0, sizeof *out);
+    out->cls = cls;
+    out->want = want;
     if (piece < ESP_N_PIECE_END)
         end_piece(out, ck, piece);
     else if (piece - ESP_N_PIECE_END < n_enc)

@@ -32,6 +32,8 @@ struct esp_piece_mat {
 };
 
 struct esp_piece {
+    enum esp_vk_class cls; /* whose kernels read it */
+    enum esp_wtype want;   /* of its matrices */
     uint32_t n_mat;
     struct esp_piece_mat mat[ESP_PIECE_MATS];
     const struct esp_tensor *vec[ESP_PIECE_VECS]; /* norms; patch: positions; NULL: the model has none */
@@ -49,10 +51,12 @@ uint32_t esp_piece_count(const struct esp_config *config);
 bool esp_piece_of(uint32_t piece, const struct esp_config *config, const struct esp_stage_spec *spec);
 
 /**
+ * @param cls, want  as in esp_pack_spec
  * @param max_bytes  of one buffer; a piece that is larger is cut, a matrix between groups of rows if need be
  * Errors: ESP_E_NOMEM (so small buffers cannot hold it; names the tensor).
  */
 esp_status esp_piece_plan(struct esp_piece *out, const struct esp_checkpoint *ck, uint32_t piece,
-                          uint64_t max_bytes, struct esp_err *err);
+                          enum esp_vk_class cls, enum esp_wtype want, uint64_t max_bytes,
+                          struct esp_err *err);
 
 #endif

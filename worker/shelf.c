@@ -116,7 +116,7 @@ esp_status esp_shelf_piece(const struct esp_piece **out, struct esp_shelf *sh, u
     plan = malloc(sizeof *plan);
     if (!plan)
         return esp_fail(err, ESP_E_NOMEM, "list of weights");
-    st = esp_piece_plan(plan, sh->ck, piece, sh->vk->max_alloc_bytes, err);
+    st = esp_piece_plan(plan, sh->ck, piece, sh->vk->cls, ESP_W_STORED, sh->vk->max_alloc_bytes, err);
     if (st) {
         free(plan);
         return st;
@@ -221,7 +221,7 @@ static bool whole(const struct held *h)
 /* Groups of 8 rows that are packed in one go. */
 static uint32_t groups_at_once(const struct esp_piece_mat *m)
 {
-    return ESP_UPLOAD_BYTES / m->dims.group_bytes;
+    return ESP_UPLOAD_BYTES / m->dims.group_bytes / m->dims.panel * m->dims.panel;
 }
 
 static uint32_t smaller(uint32_t a, uint32_t b)
@@ -315,8 +315,8 @@ static esp_status scratch(struct esp_shelf *sh, const struct esp_piece *plan, st
     void *row;
 
     for (uint32_t i = 0; i < plan->n_mat; i++)
-        if ((size_t)plan->mat[i].dims.kp * sizeof(float) > n)
-            n = (size_t)plan->mat[i].dims.kp * sizeof(float);
+        if (esp_pack_scratch_bytes(&plan->mat[i].dims) > n)
+            n = esp_pack_scratch_bytes(&plan->mat[i].dims);
     if (n > sh->row_bytes) {
         row = realloc(sh->row, n);
         if (!row)
@@ -333,6 +333,7 @@ static esp_status pack_some(struct esp_shelf *sh, struct held *h, uint64_t max_b
 {
     const struct esp_piece_mat *m = &h->plan->mat[h->mat];
     const uint32_t n_group = m->mat.part[h->part].n_row / 8, group_bytes = m->dims.group_bytes;
+    const uint32_t panel = m->dims.panel;
     uint32_t n = groups_at_once(m);
     void *dst;
     esp_status st;
@@ -341,14 +342,18 @@ static esp_status pack_some(struct esp_shelf *sh, struct held *h, uint64_t max_b
     if (n == 0)
         return esp_fail(err, ESP_E_UNSUPPORTED, "%s: rows too long", m->spec.part[0].tensor->name);
     n = smaller(n, n_group - h->group);
-    if (n > max_bytes / group_bytes)
-        n = max_bytes < group_bytes ? 1 : (uint32_t)(max_bytes / group_bytes);
+    if (n > max_bytes / group_bytes) { /* whole panels, at least one */
+        n = (uint32_t)(max_bytes / group_bytes) / panel * panel;
+        n = n ? n : panel;
+    }
     st = esp_upload_map(&dst, &sh->up, &h->chunk[m->mat.part[h->part].chunk],
                         (uint64_t)m->mat.part[h->part].at * 16 + (uint64_t)h->group * group_bytes,
                         (uint64_t)n * group_bytes, err);
     if (st)
         return st;
-    esp_pack_groups(dst, &m->spec, &m->dims, m->mat.part[h->part].row0 / 8 + h->group, n, sh->row);
+    st = esp_pack_groups(dst, &m->spec, &m->dims, m->mat.part[h->part].row0 / 8 + h->group, n, sh->row, err);
+    if (st)
+        return st;
     st = esp_upload_commit(&sh->up, err);
     if (st)
         return st;

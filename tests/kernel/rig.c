@@ -160,10 +160,10 @@ struct esp_mat esp_rig_mat(const struct esp_pack_spec *spec, uint32_t n_part, ui
     n_panel = d.np / 32;
     panel_bytes = (size_t)d.group_bytes * 4;
     packed = esp_rig_alloc(n_panel, panel_bytes);
-    row = esp_rig_alloc(d.kp, 4);
-    esp_pack_groups(packed, spec, &d, 0, d.np / 8, row);
+    row = esp_rig_alloc(1, esp_pack_scratch_bytes(&d));
+    esp_rig_must(esp_pack_groups(packed, spec, &d, 0, d.np / 8, row, &r->err));
     free(row);
-    m.dtype = d.dtype;
+    m.wtype = d.wtype;
     m.kp = d.kp;
     m.np = d.np * n_times;
     m.n = n_times == 1 ? d.n : m.np;
@@ -331,6 +331,29 @@ void esp_weights_make(struct esp_weights_made *w, struct esp_rand *r, enum esp_d
                                     .name = "made",
                                     .stored_dtype = esp_dtype_name(dtype),
                                     .file = "made"};
+}
+
+void esp_weights_want(struct esp_weights_made *w, enum esp_wtype want)
+{
+    const size_t n = w->tensor.shape[0], k = w->tensor.shape[1];
+    char *blocks;
+    float *values;
+
+    if (!esp_wtype_quantised(want))
+        return;
+    blocks = esp_rig_alloc(1, esp_wtype_n_bytes(want, esp_round_up(k, ESP_QUANT_BLOCK)));
+    values = esp_rig_alloc(n * k, sizeof *values);
+    for (size_t r = 0; r < n; r++) {
+        if (esp_quant_row(blocks, want, w->values + r * k, k) != k)
+            fail_msg("row %zu cannot be quantised", r);
+        esp_quant_values(values + r * k, want, blocks, k);
+    }
+    if (!w->bits)
+        w->bits = w->values; /* what is stored */
+    else
+        free(w->values);
+    w->values = values;
+    free(blocks);
 }
 
 void esp_weights_free(struct esp_weights_made *w)

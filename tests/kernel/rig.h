@@ -106,6 +106,8 @@ struct esp_weights_made {
 };
 void esp_weights_make(struct esp_weights_made *w, struct esp_rand *r, enum esp_dtype dtype, uint32_t n,
                       uint32_t k, double std);
+/** From now on, values are what such weights are on the device: those of the quantised rows. ESP_W_STORED: no change. */
+void esp_weights_want(struct esp_weights_made *w, enum esp_wtype want);
 void esp_weights_free(struct esp_weights_made *w);
 
 /** Place of dimension h of a head among its padded ones: each half is padded on its own. */

@@ -21,7 +21,7 @@ static void through(float *y, const float *x, uint32_t n, uint32_t epilogue, flo
     const uint32_t rows = n / SIDE;
     float *one = esp_rig_alloc(SIDE * SIDE, sizeof *one);
     struct esp_tensor t = {.dtype = ESP_F32, .n_dim = 2, .shape = {SIDE, SIDE}, .data = one};
-    const struct esp_pack_spec spec = {.n_part = 1, .part = {{.tensor = &t}}};
+    const struct esp_pack_spec spec = {.n_part = 1, .part = {{.tensor = &t}}, .cls = esp_rig.vk->cls};
     struct esp_rows rx, ry;
     struct esp_mat m;
 

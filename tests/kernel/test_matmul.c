@@ -141,6 +141,19 @@ static const struct product_case cases[] = {
     {2048, 16384, 3, 4, ESP_BF16, ADD_, false, 4, 0},
 };
 
+/* As q8 and as q4, of each stored type, against the quantised values. */
+static const struct product_case quantised[] = {
+    {144, 304, 65, 0, ESP_BF16, NONE_, true, 0, 0},    {1, 1, 3, 0, ESP_F32, NONE_, true, 0, 0},
+    {33, 65, 9, 0, ESP_F16, GELU_, true, 3, 0},        {144, 588, 16, 0, ESP_BF16, ADD_, true, 3, 2},
+    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 3, 3},   {404, 216, 9, 0, ESP_F32, CAP__, false, 0, 8},
+    {144, 304, 1, 1, ESP_BF16, NONE_, true, 0, 0},     {1, 1, 2, 2, ESP_BF16, NONE_, true, 0, 0},
+    {31, 216, 2, 2, ESP_F32, NONE_, true, 0, 0},       {304, 144, 5, 4, ESP_BF16, GELU_, true, 3, 2},
+    {144, 404, 9, 8, ESP_F16, ADD_, true, 3, 0},       {404, 144, 1, 1, ESP_BF16, GEGLU, false, 0, 3},
+    {404, 144, 7, 8, ESP_F32, GEGLU, false, 3, 0},     {404, 144, 7, 8, ESP_BF16, CAP__, false, 0, 8},
+    {1152, 4304, 17, 0, ESP_BF16, ADD_, true, 4, 0},   {16384, 2048, 9, 0, ESP_BF16, GEGLU, false, 4, 0},
+    {16384, 2048, 1, 1, ESP_BF16, GEGLU, false, 4, 0}, {2048, 16384, 3, 4, ESP_BF16, ADD_, false, 4, 0},
+};
+
 /*
  * What the kernel should have left, from the products of all columns: f64[T, N]. squeeze: how much smaller the
  * soft-cap made it.
@@ -183,14 +196,14 @@ static void expect(double *want, double *squeeze, const struct product_case *c, 
     }
 }
 
-static bool run_case(const struct product_case *c, uint64_t seed)
+static bool run_case(const struct product_case *c, enum esp_wtype as, uint64_t seed)
 {
     const bool pairs = c->epilogue == ESP_EPI_GEGLU;
     const struct esp_matmul_how how = {
         .epilogue = c->epilogue, .few = c->few, .count = ESP_COUNT_ROWS, .cap = 30};
     const uint32_t spare = 3; /* rows of x and y beyond those of the step */
     const size_t n_y = (size_t)c->rows * c->n;
-    struct esp_pack_spec spec = {.n_part = 1};
+    struct esp_pack_spec spec = {.n_part = 1, .want = as, .cls = esp_rig.vk->cls};
     struct esp_weights_made w, up = {0};
     struct esp_rand r;
     struct esp_rows rx, ry;
@@ -236,9 +249,13 @@ static bool run_case(const struct product_case *c, uint64_t seed)
         esp_rig_check_unwritten(ry, c->rows, c->rows + spare);
     esp_rig_end();
 
+    esp_weights_want(&w, as);
+    if (pairs)
+        esp_weights_want(&up, as);
     expect(want, &squeeze, c, x, w.values, up.values, c->bias ? bias : NULL, y0);
-    snprintf(what, sizeof what, "n=%u k=%u rows=%u few=%u %s epilogue=%u outliers=%u parts=%u", c->n, c->k,
-             c->rows, c->few, esp_dtype_name(c->dtype), c->epilogue, c->outliers, c->parts);
+    snprintf(what, sizeof what, "n=%u k=%u rows=%u few=%u %s as %s epilogue=%u outliers=%u parts=%u", c->n,
+             c->k, c->rows, c->few, esp_dtype_name(c->dtype), esp_wtype_name(as), c->epilogue, c->outliers,
+             c->parts);
     ok = esp_check_close(what, y, want, c->rows, c->n, squeeze * tolerance(c), squeeze * row_tolerance(c));
     esp_weights_free(&w);
     esp_weights_free(&up);
@@ -250,21 +267,37 @@ static bool run_case(const struct product_case *c, uint64_t seed)
     return ok;
 }
 
-static void test_products(void **state)
+static uint32_t run_cases(const struct product_case *list, size_t n, enum esp_wtype as)
 {
     uint32_t n_bad = 0;
 
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        struct product_case c = cases[i];
+    for (size_t i = 0; i < n; i++) {
+        struct product_case c = list[i];
         if (esp_rig.slow && (uint64_t)c.n * c.k > 1000000 && c.rows > 9)
             c.rows = 9;
-        n_bad += !run_case(&c, 1000 + i);
+        n_bad += !run_case(&c, as, 1000 + i);
     }
-    assert_int_equal(n_bad, 0);
+    return n_bad;
+}
+
+static void test_products(void **state)
+{
+    assert_int_equal(run_cases(cases, sizeof cases / sizeof cases[0], ESP_W_STORED), 0);
+}
+
+static void test_q8(void **state)
+{
+    assert_int_equal(run_cases(quantised, sizeof quantised / sizeof quantised[0], ESP_W_Q8), 0);
+}
+
+static void test_q4(void **state)
+{
+    assert_int_equal(run_cases(quantised, sizeof quantised / sizeof quantised[0], ESP_W_Q4), 0);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_products)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_products), cmocka_unit_test(test_q8),
+                                       cmocka_unit_test(test_q4)};
     return esp_rig_main("matmul", tests, sizeof tests / sizeof tests[0]);
 }

@@ -43,10 +43,12 @@ static void test_bits_of_a_row(void **state)
     static const struct {
         uint32_t n, k, epilogue;
         enum esp_dtype dtype;
-    } shapes[] = {{144, 304, ESP_EPI_NONE, ESP_BF16},
-                  {404, 216, ESP_EPI_GEGLU, ESP_BF16},
-                  {304, 1152, ESP_EPI_GELU, ESP_F16},
-                  {144, 404, ESP_EPI_ADD, ESP_F32}};
+        enum esp_wtype want;
+    } shapes[] = {
+        {144, 304, ESP_EPI_NONE, ESP_BF16, ESP_W_STORED}, {404, 216, ESP_EPI_GEGLU, ESP_BF16, ESP_W_STORED},
+        {304, 1152, ESP_EPI_GELU, ESP_F16, ESP_W_STORED}, {144, 404, ESP_EPI_ADD, ESP_F32, ESP_W_STORED},
+        {404, 216, ESP_EPI_GEGLU, ESP_BF16, ESP_W_Q8},    {144, 304, ESP_EPI_ADD, ESP_BF16, ESP_W_Q8},
+        {404, 216, ESP_EPI_GEGLU, ESP_BF16, ESP_W_Q4},    {144, 304, ESP_EPI_ADD, ESP_BF16, ESP_W_Q4}};
     const uint32_t max = 67;
 
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
@@ -57,7 +59,7 @@ static void test_bits_of_a_row(void **state)
               *other = esp_rig_alloc((size_t)max * k, sizeof *x);
         float *want = esp_rig_alloc((size_t)max * n, sizeof *want),
               *y = esp_rig_alloc((size_t)max * n, sizeof *y);
-        struct esp_pack_spec spec = {.n_part = 1};
+        struct esp_pack_spec spec = {.n_part = 1, .want = shapes[i].want, .cls = esp_rig.vk->cls};
 
         esp_rand_init(&r, 7000 + i);
         esp_rand_fill_outliers(&r, x, max, k, 1, 2, 1e4);
@@ -107,7 +109,8 @@ static void test_heads(void **state)
             .epilogue = ESP_EPI_NONE, .few = shapes[i].few, .count = ESP_COUNT_ROWS};
         const double tol = 0x1p-24 * (8 + 0.75 * sqrt(d > nq * h ? d : nq * h));
         struct esp_weights_made w[3], b[3], o;
-        struct esp_pack_spec qkv = {.n_part = 3}, out = {.n_part = 1, .k_heads = {nq, h}};
+        struct esp_pack_spec qkv = {.n_part = 3, .cls = esp_rig.vk->cls},
+                             out = {.n_part = 1, .k_heads = {nq, h}, .cls = esp_rig.vk->cls};
         struct esp_rows rx, rqkv, ry, rattn;
         struct esp_mat mqkv, mo;
         struct esp_rand r;
@@ -206,7 +209,7 @@ static void test_vocabulary(void **state)
     const double tol = 0x1p-24 * (8 + 0.75 * sqrt(d));
     struct esp_want wants[2] = {{0}, {0}};
     struct esp_weights_made w;
-    struct esp_pack_spec spec = {.n_part = 1};
+    struct esp_pack_spec spec = {.n_part = 1, .cls = esp_rig.vk->cls};
     struct esp_rand r;
     float *x = esp_rig_alloc(rows * d, sizeof *x), *y;
     double *want = esp_rig_alloc((size_t)rows * base, sizeof *want);

@@ -16,13 +16,25 @@ struct embed_case {
     uint32_t vocab, width, rows, n_feature;
     enum esp_dtype dtype;
     uint32_t parts;
+    enum esp_wtype want;
 };
 
 static const struct embed_case embeds[] = {
-    /* vocab, width, rows, features, dtype, parts */
-    {1, 1, 1, 0, ESP_F32, 1},       {70, 33, 9, 3, ESP_BF16, 1},      {70, 33, 9, 3, ESP_F16, 2},
-    {70, 33, 9, 3, ESP_F32, 3},     {5535, 144, 65, 16, ESP_BF16, 8}, {300, 2048, 25, 8, ESP_BF16, 1},
-    {300, 2304, 25, 8, ESP_F32, 2}, {257216, 32, 40, 3, ESP_BF16, 3},
+    /* vocab, width, rows, features, dtype, parts, as */
+    {1, 1, 1, 0, ESP_F32, 1, ESP_W_STORED},
+    {70, 33, 9, 3, ESP_BF16, 1, ESP_W_STORED},
+    {70, 33, 9, 3, ESP_F16, 2, ESP_W_STORED},
+    {70, 33, 9, 3, ESP_F32, 3, ESP_W_STORED},
+    {5535, 144, 65, 16, ESP_BF16, 8, ESP_W_STORED},
+    {300, 2048, 25, 8, ESP_BF16, 1, ESP_W_STORED},
+    {300, 2304, 25, 8, ESP_F32, 2, ESP_W_STORED},
+    {257216, 32, 40, 3, ESP_BF16, 3, ESP_W_STORED},
+    {1, 1, 1, 0, ESP_BF16, 1, ESP_W_Q8},
+    {1, 1, 1, 0, ESP_BF16, 1, ESP_W_Q4},
+    {70, 33, 9, 3, ESP_F32, 3, ESP_W_Q8},
+    {70, 33, 9, 3, ESP_F16, 3, ESP_W_Q4},
+    {300, 2304, 25, 8, ESP_BF16, 2, ESP_W_Q8},
+    {300, 2304, 25, 8, ESP_BF16, 2, ESP_W_Q4},
 };
 
 /* One rounding: exact weights times sqrt(D). Features are copied. */
@@ -34,7 +46,7 @@ static void test_embed(void **state)
         const uint32_t n_store = c->n_feature + 2;
         const size_t n = (size_t)c->rows * c->width;
         struct esp_weights_made w;
-        struct esp_pack_spec spec = {.n_part = 1};
+        struct esp_pack_spec spec = {.n_part = 1, .want = c->want, .cls = esp_rig.vk->cls};
         struct esp_rows ry, rf;
         struct esp_mat m;
         struct esp_rand r;
@@ -56,6 +68,7 @@ static void test_embed(void **state)
         m = esp_rig_mat(&spec, c->parts, 1);
         esp_rig_ready();
         esp_op_embed(&esp_rig.rec, ry, rf, &m, scale);
+        esp_weights_want(&w, c->want);
         esp_ref_embed(want, w.values, id, c->rows, c->width, (double)scale);
         for (uint32_t t = 0; t < c->rows; t++) {
             const bool is_feature = t % 3 == 1 && feature < c->n_feature;
@@ -70,8 +83,8 @@ static void test_embed(void **state)
         esp_rig_get(y, ry, c->rows, c->width);
         esp_rig_check_unwritten(ry, c->rows, c->rows + 1);
         esp_rig_end();
-        snprintf(what, sizeof what, "embedding %u x %u, %u rows, %s", c->vocab, c->width, c->rows,
-                 esp_dtype_name(c->dtype));
+        snprintf(what, sizeof what, "embedding %u x %u, %u rows, %s as %s", c->vocab, c->width, c->rows,
+                 esp_dtype_name(c->dtype), esp_wtype_name(c->want));
         assert_true(esp_check_close(what, y, want, c->rows, c->width, 0x1p-24, 0x1p-20));
         esp_weights_free(&w);
         free(id);
@@ -137,7 +150,7 @@ static void test_patches(void **state)
         const uint32_t stride = (uint32_t)esp_round_up(width, 32);
         const struct esp_matmul_how how = {.epilogue = ESP_EPI_NONE, .count = ESP_COUNT_ROWS};
         struct esp_weights_made w;
-        struct esp_pack_spec spec = {.n_part = 1};
+        struct esp_pack_spec spec = {.n_part = 1, .cls = esp_rig.vk->cls};
         struct esp_rand r;
         struct esp_rows patches, y;
         struct esp_mat m;

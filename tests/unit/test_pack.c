@@ -2,6 +2,7 @@
  * Packed weights against a naive mapping, element by element: every dtype, ragged sizes, padded heads in rows and
  * columns, several parts, gate and up by turns, parts of different dtypes.
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,6 +14,7 @@
 #include <cmocka.h>
 
 #include "proto/status.h"
+#include "tests/support/rand.h"
 #include "worker/pack.h"
 
 /* A stored element that tells where it is: tensor, row and column, exact in every dtype's bits. */
@@ -83,18 +85,18 @@ struct pack_case {
     bool interleave;
     struct esp_pack_heads k_heads;
     uint32_t np, kp; /* expected */
-    enum esp_dtype dtype;
+    enum esp_wtype type;
 };
 
 static const struct pack_case cases[] = {
-    {"one element", 1, 1, {{ESP_BF16, 1, {0}}}, false, {0}, 32, 32, ESP_BF16},
-    {"whole panels", 1, 64, {{ESP_BF16, 32, {0}}}, false, {0}, 32, 64, ESP_BF16},
-    {"ragged, bf16", 1, 33, {{ESP_BF16, 31, {0}}}, false, {0}, 32, 64, ESP_BF16},
-    {"ragged, f16", 1, 31, {{ESP_F16, 33, {0}}}, false, {0}, 64, 32, ESP_F16},
-    {"ragged, f32", 1, 31, {{ESP_F32, 33, {0}}}, false, {0}, 64, 32, ESP_F32},
-    {"4304 columns", 1, 4304, {{ESP_BF16, 9, {0}}}, false, {0}, 32, 4320, ESP_BF16},
-    {"two parts", 2, 40, {{ESP_F16, 5, {0}}, {ESP_F16, 30, {0}}}, false, {0}, 64, 64, ESP_F16},
-    {"mixed dtypes", 2, 40, {{ESP_F16, 5, {0}}, {ESP_BF16, 6, {0}}}, false, {0}, 32, 64, ESP_F32},
+    {"one element", 1, 1, {{ESP_BF16, 1, {0}}}, false, {0}, 32, 32, ESP_W_BF16},
+    {"whole panels", 1, 64, {{ESP_BF16, 32, {0}}}, false, {0}, 32, 64, ESP_W_BF16},
+    {"ragged, bf16", 1, 33, {{ESP_BF16, 31, {0}}}, false, {0}, 32, 64, ESP_W_BF16},
+    {"ragged, f16", 1, 31, {{ESP_F16, 33, {0}}}, false, {0}, 64, 32, ESP_W_F16},
+    {"ragged, f32", 1, 31, {{ESP_F32, 33, {0}}}, false, {0}, 64, 32, ESP_W_F32},
+    {"4304 columns", 1, 4304, {{ESP_BF16, 9, {0}}}, false, {0}, 32, 4320, ESP_W_BF16},
+    {"two parts", 2, 40, {{ESP_F16, 5, {0}}, {ESP_F16, 30, {0}}}, false, {0}, 64, 64, ESP_W_F16},
+    {"mixed dtypes", 2, 40, {{ESP_F16, 5, {0}}, {ESP_BF16, 6, {0}}}, false, {0}, 32, 64, ESP_W_F32},
     {"mixed with f32",
      3,
      9,
@@ -103,10 +105,10 @@ static const struct pack_case cases[] = {
      {0},
      32,
      32,
-     ESP_F32},
-    {"heads of 72", 1, 40, {{ESP_BF16, 144, {2, 72}}}, false, {0}, 160, 64, ESP_BF16},
-    {"heads of 20", 1, 40, {{ESP_F32, 60, {3, 20}}}, false, {0}, 96, 64, ESP_F32},
-    {"odd heads", 1, 8, {{ESP_BF16, 21, {3, 7}}}, false, {0}, 32, 32, ESP_BF16},
+     ESP_W_F32},
+    {"heads of 72", 1, 40, {{ESP_BF16, 144, {2, 72}}}, false, {0}, 160, 64, ESP_W_BF16},
+    {"heads of 20", 1, 40, {{ESP_F32, 60, {3, 20}}}, false, {0}, 96, 64, ESP_W_F32},
+    {"odd heads", 1, 8, {{ESP_BF16, 21, {3, 7}}}, false, {0}, 32, 32, ESP_W_BF16},
     {"QKV",
      3,
      40,
@@ -115,7 +117,7 @@ static const struct pack_case cases[] = {
      {0},
      320,
      64,
-     ESP_BF16},
+     ESP_W_BF16},
     {"QKV, mixed",
      3,
      9,
@@ -124,18 +126,18 @@ static const struct pack_case cases[] = {
      {0},
      96,
      32,
-     ESP_F32},
-    {"O: heads in columns", 1, 144, {{ESP_BF16, 33, {0}}}, false, {4, 36}, 64, 160, ESP_BF16},
-    {"O of f32", 1, 60, {{ESP_F32, 9, {0}}}, false, {3, 20}, 32, 96, ESP_F32},
-    {"gate and up", 2, 40, {{ESP_BF16, 37, {0}}, {ESP_BF16, 37, {0}}}, true, {0}, 128, 64, ESP_BF16},
-    {"gate and up, mixed", 2, 40, {{ESP_BF16, 40, {0}}, {ESP_F16, 40, {0}}}, true, {0}, 128, 64, ESP_F32},
-    {"gate and up of 5", 2, 3, {{ESP_F32, 5, {0}}, {ESP_F32, 5, {0}}}, true, {0}, 64, 32, ESP_F32},
+     ESP_W_F32},
+    {"O: heads in columns", 1, 144, {{ESP_BF16, 33, {0}}}, false, {4, 36}, 64, 160, ESP_W_BF16},
+    {"O of f32", 1, 60, {{ESP_F32, 9, {0}}}, false, {3, 20}, 32, 96, ESP_W_F32},
+    {"gate and up", 2, 40, {{ESP_BF16, 37, {0}}, {ESP_BF16, 37, {0}}}, true, {0}, 128, 64, ESP_W_BF16},
+    {"gate and up, mixed", 2, 40, {{ESP_BF16, 40, {0}}, {ESP_F16, 40, {0}}}, true, {0}, 128, 64, ESP_W_F32},
+    {"gate and up of 5", 2, 3, {{ESP_F32, 5, {0}}, {ESP_F32, 5, {0}}}, true, {0}, 64, 32, ESP_W_F32},
 };
 
 /* One element of the packed matrix, as the bits of its dtype. */
 static uint32_t packed_at(const char *packed, const struct esp_pack_dims *d, uint32_t row, uint32_t col)
 {
-    const uint32_t b = (uint32_t)esp_dtype_n_bytes(d->dtype), per = 16 / b, texels = d->kp / per;
+    const uint32_t b = (uint32_t)esp_wtype_n_bytes(d->wtype, 1), per = 16 / b, texels = d->kp / per;
     const size_t texel = ((size_t)(row / 8) * texels + col / per) * 8 + row % 8;
     uint32_t bits = 0;
 
@@ -143,11 +145,11 @@ static uint32_t packed_at(const char *packed, const struct esp_pack_dims *d, uin
     return bits;
 }
 
-static uint32_t expected_bits(enum esp_dtype to, enum esp_dtype from, uint32_t bits)
+static uint32_t expected_bits(enum esp_wtype to, enum esp_dtype from, uint32_t bits)
 {
     float f;
 
-    if (to == from)
+    if (to == esp_wtype_of(from))
         return bits;
     f = from == ESP_BF16  ? esp_bf16_to_f32((uint16_t)bits)
         : from == ESP_F16 ? esp_f16_to_f32((uint16_t)bits)
@@ -176,15 +178,15 @@ static void test_packed(void **state)
             spec.part[p].heads = c->part[p].heads;
         }
         esp_pack_dims(&d, &spec);
-        if (d.np != c->np || d.kp != c->kp || d.dtype != c->dtype)
-            fail_msg("%s: packed %u x %u %s, want %u x %u %s", c->what, d.np, d.kp, esp_dtype_name(d.dtype),
-                     c->np, c->kp, esp_dtype_name(c->dtype));
-        assert_int_equal(d.group_bytes, 8 * d.kp * esp_dtype_n_bytes(d.dtype));
+        if (d.np != c->np || d.kp != c->kp || d.wtype != c->type)
+            fail_msg("%s: packed %u x %u %s, want %u x %u %s", c->what, d.np, d.kp, esp_wtype_name(d.wtype),
+                     c->np, c->kp, esp_wtype_name(c->type));
+        assert_int_equal(d.group_bytes, 8 * esp_wtype_n_bytes(d.wtype, d.kp));
         assert_int_equal(d.k, axis(c->k, c->k_heads));
         want = calloc((size_t)d.np * d.kp, sizeof *want); /* padding is zero */
         packed = malloc((size_t)d.np / 8 * d.group_bytes);
         pieces = malloc((size_t)d.np / 8 * d.group_bytes);
-        row = malloc((size_t)d.kp * 4);
+        row = malloc(esp_pack_scratch_bytes(&d));
         assert_true(want && packed && pieces && row);
         for (uint32_t p = 0; p < c->n_part; p++) {
             for (uint32_t r = 0; r < c->part[p].n; r++)
@@ -192,19 +194,20 @@ static void test_packed(void **state)
                     const uint32_t at =
                         c->interleave ? (2 * (r / 8) + p) * 8 + r % 8 : row0 + place(r, c->part[p].heads);
                     want[(size_t)at * d.kp + place(k, c->k_heads)] =
-                        expected_bits(d.dtype, c->part[p].dtype, bits_of(c->part[p].dtype, p, r, k));
+                        expected_bits(d.wtype, c->part[p].dtype, bits_of(c->part[p].dtype, p, r, k));
                 }
             row0 += axis(c->part[p].n, c->part[p].heads);
         }
         memset(packed, 0xee, (size_t)d.np / 8 * d.group_bytes);
-        esp_pack_groups(packed, &spec, &d, 0, d.np / 8, row);
+        assert_int_equal(esp_pack_groups(packed, &spec, &d, 0, d.np / 8, row, NULL), ESP_OK);
         for (uint32_t r = 0; r < d.np; r++)
             for (uint32_t k = 0; k < d.kp; k++)
                 if (packed_at(packed, &d, r, k) != want[(size_t)r * d.kp + k])
                     fail_msg("%s: packed row %u, column %u has bits %#x, want %#x", c->what, r, k,
                              packed_at(packed, &d, r, k), want[(size_t)r * d.kp + k]);
         for (uint32_t g = 0; g < d.np / 8; g++) /* a group at a time is the same */
-            esp_pack_groups(pieces + (size_t)g * d.group_bytes, &spec, &d, g, 1, row);
+            assert_int_equal(esp_pack_groups(pieces + (size_t)g * d.group_bytes, &spec, &d, g, 1, row, NULL),
+                             ESP_OK);
         assert_memory_equal(packed, pieces, (size_t)d.np / 8 * d.group_bytes);
         free(want);
         free(packed);
@@ -244,7 +247,7 @@ static void test_sources(void **state)
             less.part[p].tensor = &wiped[p];
         want = malloc((size_t)d.np / 8 * d.group_bytes);
         got = malloc((size_t)d.np / 8 * d.group_bytes);
-        row = malloc((size_t)d.kp * 4);
+        row = malloc(esp_pack_scratch_bytes(&d));
         assert_true(want && got && row);
         for (uint32_t g = 0; g < d.np / 8; g++) {
             for (uint32_t n = 1; g + n <= d.np / 8; n++) {
@@ -257,8 +260,8 @@ static void test_sources(void **state)
                     memset(rest[p], 0, t[p].n_bytes);
                     memcpy((char *)rest[p] + at, (const char *)t[p].data + at, n_bytes);
                 }
-                esp_pack_groups(want, &spec, &d, g, n, row);
-                esp_pack_groups(got, &less, &d, g, n, row);
+                assert_int_equal(esp_pack_groups(want, &spec, &d, g, n, row, NULL), ESP_OK);
+                assert_int_equal(esp_pack_groups(got, &less, &d, g, n, row, NULL), ESP_OK);
                 if (memcmp(want, got, (size_t)n * d.group_bytes) != 0)
                     fail_msg("%s: groups %u to %u take more than was said", c->what, g, g + n);
             }
@@ -270,6 +273,177 @@ static void test_sources(void **state)
             free(data[p]);
             free(rest[p]);
         }
+    }
+}
+
+/* Rows of random numbers, a few of them outliers. */
+static float *random_rows(struct esp_tensor *t, uint32_t n, uint32_t k, uint64_t seed)
+{
+    float *x = malloc((size_t)n * k * sizeof *x);
+    struct esp_rand r;
+
+    assert_non_null(x);
+    esp_rand_init(&r, seed);
+    esp_rand_fill_outliers(&r, x, n, k, 0.03, 1, 20);
+    *t = (struct esp_tensor){.dtype = ESP_F32,
+                             .n_dim = 2,
+                             .shape = {n, k},
+                             .data = x,
+                             .n_bytes = (size_t)n * k * sizeof *x,
+                             .name = "stored",
+                             .file = "here"};
+    return x;
+}
+
+/* What the documented layout holds at a row and column: scales of eight rows, then their columns side by side. */
+static float quantised_at(const char *packed, const struct esp_pack_dims *d, uint32_t row, uint32_t col)
+{
+    const uint32_t size = d->wtype == ESP_W_Q8 ? 17 * 16 : 9 * 16, r = row % 8, k = col % 32;
+    const char *block = packed + ((size_t)(row / 8) * (d->kp / 32) + col / 32) * size;
+    uint16_t side;
+
+    memcpy(&side, block + 2 * r, sizeof side);
+    if (d->wtype == ESP_W_Q8)
+        return esp_bf16_to_f32(side) * (float)(int8_t)block[16 + 128 * (k / 16) + 16 * r + k % 16];
+    return esp_q4_scale(side) *
+           ((float)((uint8_t)block[16 + 16 * r + k / 2] >> k % 2 * 4 & 15) - esp_q4_zero(side));
+}
+
+/* Gate and up, heads in rows, ragged sizes: every weight is the one that its own row gives when quantised alone. */
+static void test_quantised(void **state)
+{
+    static const enum esp_wtype types[] = {ESP_W_Q8, ESP_W_Q4};
+    static const struct {
+        uint32_t n, k, np;
+        struct esp_pack_heads heads;
+        bool interleave;
+    } shapes[] = {{1, 1, 32, {0}, false},
+                  {33, 100, 64, {0}, false},
+                  {60, 65, 96, {3, 20}, false},
+                  {37, 64, 128, {0}, true}};
+
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0] * 2; i++) {
+        const uint32_t n = shapes[i / 2].n, k = shapes[i / 2].k;
+        struct esp_tensor t[2];
+        float *x[2] = {random_rows(&t[0], n, k, 100 + i), random_rows(&t[1], n, k, 200 + i)};
+        const struct esp_pack_spec spec = {
+            .n_part = shapes[i / 2].interleave ? 2 : 1,
+            .part = {{&t[0], shapes[i / 2].heads}, {&t[1], shapes[i / 2].heads}},
+            .interleave = shapes[i / 2].interleave,
+            .want = types[i % 2]};
+        struct esp_pack_dims d;
+        float *want, row[128];
+        char *packed, blocks[4 * sizeof(struct esp_q8_block)];
+        void *scratch;
+
+        esp_pack_dims(&d, &spec);
+        assert_int_equal(d.wtype, types[i % 2]);
+        assert_int_equal(d.np, shapes[i / 2].np);
+        assert_int_equal(d.group_bytes, 8 * d.kp / 32 * (d.wtype == ESP_W_Q8 ? 34 : 18));
+        want = calloc((size_t)d.np * d.kp, sizeof *want);
+        packed = malloc((size_t)d.np / 8 * d.group_bytes);
+        scratch = malloc(esp_pack_scratch_bytes(&d));
+        assert_true(want && packed && scratch);
+        for (uint32_t p = 0; p < spec.n_part; p++) {
+            for (uint32_t r = 0; r < n; r++) {
+                const uint32_t at =
+                    spec.interleave ? (2 * (r / 8) + p) * 8 + r % 8 : place(r, shapes[i / 2].heads);
+                assert_int_equal(esp_quant_row(blocks, d.wtype, x[p] + (size_t)r * k, k), k);
+                esp_quant_values(row, d.wtype, blocks, k);
+                memcpy(want + (size_t)at * d.kp, row, k * sizeof *row);
+            }
+        }
+        memset(packed, 0xee, (size_t)d.np / 8 * d.group_bytes);
+        assert_int_equal(esp_pack_groups(packed, &spec, &d, 0, d.np / 8, scratch, NULL), ESP_OK);
+        for (uint32_t r = 0; r < d.np; r++)
+            for (uint32_t c = 0; c < k; c++)
+                if (quantised_at(packed, &d, r, c) != want[(size_t)r * d.kp + c])
+                    fail_msg("shape %zu, %s: row %u, column %u is %g, want %g", i / 2,
+                             esp_wtype_name(d.wtype), r, c, (double)quantised_at(packed, &d, r, c),
+                             (double)want[(size_t)r * d.kp + c]);
+        free(want);
+        free(packed);
+        free(scratch);
+        free(x[0]);
+        free(x[1]);
+    }
+}
+
+/* Any stored type as any other; heads in columns that need padding are left as they are. */
+static void test_wishes(void **state)
+{
+    struct esp_tensor t;
+    float *x = random_rows(&t, 8, 40, 3), row[64], scratch[64];
+    struct esp_pack_spec spec = {.n_part = 1, .part = {{.tensor = &t}}, .want = ESP_W_F16};
+    struct esp_pack_dims d;
+    struct esp_err err;
+    uint16_t narrow[64];
+
+    esp_pack_dims(&d, &spec);
+    assert_int_equal(d.wtype, ESP_W_F16);
+    assert_int_equal(esp_pack_row(narrow, &spec, &d, 5, scratch, &err), ESP_OK);
+    for (uint32_t c = 0; c < 40; c++)
+        assert_int_equal(narrow[c], esp_f32_to_f16(x[5 * 40 + c]));
+    for (uint32_t c = 40; c < 64; c++)
+        assert_int_equal(narrow[c], 0);
+    spec.want = ESP_W_BF16;
+    esp_pack_dims(&d, &spec);
+    assert_int_equal(d.wtype, ESP_W_BF16);
+    assert_int_equal(esp_pack_row(narrow, &spec, &d, 5, scratch, &err), ESP_OK);
+    for (uint32_t c = 0; c < 40; c++)
+        assert_int_equal(narrow[c], esp_f32_to_bf16(x[5 * 40 + c]));
+
+    spec.k_heads = (struct esp_pack_heads){4, 10}; /* of 16 each when padded */
+    spec.want = ESP_W_Q4;
+    esp_pack_dims(&d, &spec);
+    assert_int_equal(d.wtype, ESP_W_F32);
+    assert_int_equal(esp_pack_row(row, &spec, &d, 5, scratch, &err), ESP_OK);
+    for (uint32_t c = 0; c < 40; c++)
+        assert_true(row[place(c, spec.k_heads)] == x[5 * 40 + c]);
+    spec.k_heads = (struct esp_pack_heads){5, 8}; /* these need no padding */
+    esp_pack_dims(&d, &spec);
+    assert_int_equal(d.wtype, ESP_W_Q4);
+    free(x);
+}
+
+/* What a type cannot hold is refused, and it is said where that is. */
+static void test_no_such_weight(void **state)
+{
+    static const struct {
+        enum esp_wtype want;
+        float weight;
+        bool ok;
+    } c[] = {{ESP_W_F16, 65519.0f, true},   {ESP_W_F16, 65520.0f, false}, {ESP_W_F16, -1e9f, false},
+             {ESP_W_F16, 1e-30f, true},     {ESP_W_BF16, 3.38e38f, true}, {ESP_W_BF16, 3.4e38f, false},
+             {ESP_W_BF16, INFINITY, false}, {ESP_W_BF16, NAN, false},     {ESP_W_F16, NAN, false},
+             {ESP_W_Q8, 1e38f, true},       {ESP_W_Q8, 2e38f, false},     {ESP_W_Q8, -INFINITY, false},
+             {ESP_W_Q8, NAN, false},        {ESP_W_Q4, 1e8f, true},       {ESP_W_Q4, -1.1e8f, false},
+             {ESP_W_Q4, NAN, false},        {ESP_W_STORED, NAN, true},    {ESP_W_STORED, INFINITY, true}};
+
+    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++) {
+        struct esp_tensor t;
+        float *x = random_rows(&t, 9, 70, 5);
+        const struct esp_pack_spec spec = {.n_part = 1, .part = {{.tensor = &t}}, .want = c[i].want};
+        struct esp_pack_dims d;
+        struct esp_err err = {0};
+        char *packed;
+        void *scratch;
+        esp_status st;
+
+        x[8 * 70 + 66] = c[i].weight;
+        esp_pack_dims(&d, &spec);
+        packed = malloc((size_t)d.np / 8 * d.group_bytes);
+        scratch = malloc(esp_pack_scratch_bytes(&d));
+        assert_true(packed && scratch);
+        st = esp_pack_groups(packed, &spec, &d, 0, d.np / 8, scratch, &err);
+        if (st != (c[i].ok ? ESP_OK : ESP_E_FORMAT))
+            fail_msg("%g as %s: %s", (double)c[i].weight, esp_wtype_name(c[i].want), esp_status_name(st));
+        if (!c[i].ok &&
+            (!strstr(err.text, "here: tensor stored: row 8, column 66") || !strstr(err.text, "--weights")))
+            fail_msg("%s", err.text);
+        free(packed);
+        free(scratch);
+        free(x);
     }
 }
 
@@ -312,7 +486,9 @@ static void test_vectors(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_packed), cmocka_unit_test(test_sources),
-                                       cmocka_unit_test(test_head_dim), cmocka_unit_test(test_vectors)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_packed),         cmocka_unit_test(test_sources),
+                                       cmocka_unit_test(test_quantised),      cmocka_unit_test(test_wishes),
+                                       cmocka_unit_test(test_no_such_weight), cmocka_unit_test(test_head_dim),
+                                       cmocka_unit_test(test_vectors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

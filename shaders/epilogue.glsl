@@ -5,15 +5,17 @@ void put(const uint row, const uint group, const uint r, const float v)
     esp_floats(p.act).at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r] = v;
 }
 
+// The function of ESP_EPI_GELU and ESP_EPI_SOFTCAP.
+float bent(const float v)
+{
+    return EPI == ESP_EPI_GELU ? esp_gelu(v) : EPI == ESP_EPI_SOFTCAP ? p.cap * esp_tanh(v / p.cap) : v;
+}
+
 void finish(const uint row, const uint group, const uint r, float v)
 {
     if (p.bias != ESP_NONE)
         v += p.vec.at[p.bias + group * 8 + r];
-    if (EPI == ESP_EPI_GELU)
-        v = esp_gelu(v);
-    else if (EPI == ESP_EPI_ADD)
+    if (EPI == ESP_EPI_ADD)
         v += esp_floats(p.act).at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r];
-    else if (EPI == ESP_EPI_SOFTCAP)
-        v = p.cap * esp_tanh(v / p.cap);
-    put(row, group, r, v);
+    put(row, group, r, bent(v));
 }

@@ -19,3 +19,9 @@ void finish(const uint row, const uint group, const uint r, float v)
         v += esp_floats(p.act).at[(p.y_at + row * p.y_stride) * 4 + (p.group0 + group) * 8 + r];
     put(row, group, r, bent(v));
 }
+
+// Whether y has such columns: its rows are padded to 32, and a kernel may take more at once.
+bool fits(const uint group)
+{
+    return (p.group0 + group) * 8 < p.y_stride * 4;
+}

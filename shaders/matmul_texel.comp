@@ -18,31 +18,33 @@ layout(local_size_x = 8) in; // one subgroup
 layout(constant_id = 0) const uint EPI = ESP_EPI_NONE;
 ESP_PUSH(esp_push_matmul);
 #include "weights.glsl"
+#include "tile.glsl"
 #include "epilogue.glsl"
 
 const uint ROWS = 16;
-const uint GROUPS = 8;
 
 void main()
 {
     const uint lane = gl_SubgroupInvocationID;
     const uint n_row = p.step.at[p.count];
     const uint row0 = gl_WorkGroupID.x * ROWS;
-    const uint g = gl_WorkGroupID.y * GROUPS;
+    const uint g = gl_WorkGroupID.y * TILE;
     const uint w_at = p.w_at, k4 = p.k4, n_group = p.n_group;
     if (row0 >= n_row)
         return;
     uint x_at[ROWS / 8];
-    vec4 acc[ROWS][GROUPS / 4];
+    vec4 acc[ROWS][TILE / 4];
     [[unroll]] for (uint i = 0; i < ROWS / 8; i++)
         x_at[i] = p.x_at + min(row0 + 8 * i + lane, n_row - 1) * p.x_stride; // past the end: any row, never stored
     [[unroll]] for (uint r = 0; r < ROWS; r++)
         acc[r][0] = acc[r][1] = vec4(0.0);
 
-    for (uint kc = 0; kc < k4 / 2; kc++) {
-        vec4 w[2][GROUPS], x[2][ROWS / 8]; // four k and four more
-        [[unroll]] for (uint c = 0; c < GROUPS; c++) // beyond the last group: anything, never stored
-            w_load8(w_at, k4, g + c, kc, lane, w[0][c], w[1][c]);
+    float d[TILE], dz[TILE];
+    for (uint kc = 0; kc < k4 / 2; kc++) { // in one loop: two would mask every sum twice
+        if (kc % 4 == 0)
+            tile_begin(w_at, k4, g, kc / 4, lane, d, dz);
+        vec4 w[2][TILE], x[2][ROWS / 8]; // four k and four more
+        tile_load(w_at, k4, g, kc, lane, d, dz, w[0], w[1]); // beyond the last group: anything, never stored
         [[unroll]] for (uint i = 0; i < ROWS / 8; i++) {
             x[0][i] = ACT_LOAD(x_at[i] + 2 * kc);
             x[1][i] = ACT_LOAD(x_at[i] + 2 * kc + 1);
@@ -50,21 +52,20 @@ void main()
         [[unroll]] for (uint r = 0; r < ROWS; r++) {
             [[unroll]] for (uint k = 0; k < 8; k++) {
                 const vec4 s = vec4(subgroupBroadcast(x[k / 4][r / 8][k % 4], r % 8));
-                [[unroll]] for (uint c = 0; c < GROUPS / 4; c++)
-                    acc[r][c] = fma(s, vec4(w[k / 4][4 * c][k % 4], w[k / 4][4 * c + 1][k % 4],
-                                            w[k / 4][4 * c + 2][k % 4], w[k / 4][4 * c + 3][k % 4]), acc[r][c]);
+                [[unroll]] for (uint c = 0; c < TILE; c += 4)
+                    acc[r][c / 4] = fma(s, vec4(w[k / 4][c][k % 4], w[k / 4][c + 1][k % 4],
+                                                w[k / 4][c + 2][k % 4], w[k / 4][c + 3][k % 4]), acc[r][c / 4]);
             }
         }
     }
-
     // what does not vary from row to row is fetched once, and functions stand here once: compiling takes time too
     const bool pairs = EPI == ESP_EPI_GEGLU;
     const uint y_stride = p.y_stride * 4;
     const uint y_at = p.y_at * 4 + row0 * y_stride + (p.group0 + (pairs ? g / 2 : g)) * 8 + lane;
     const uint n = min(ROWS, n_row - row0);
     esp_floats y = esp_floats(p.act);
-    [[unroll]] for (uint c = 0; c < GROUPS / 4; c++) {
-        if (g + 4 * c >= n_group)
+    [[unroll]] for (uint c = 0; c < TILE / 4; c++) {
+        if (g + 4 * c >= n_group || !fits(pairs ? g / 2 + 2 * c : g + 4 * c))
             continue;
         const uint at = y_at + c * (pairs ? 16 : 32);
         vec4 bias = vec4(0.0);
@@ -90,6 +91,6 @@ void main()
     }
     if (EPI == ESP_EPI_GELU || EPI == ESP_EPI_SOFTCAP)
         for (uint r = 0; r < n; r++)
-            for (uint c = 0; c < min(GROUPS, n_group - g); c++)
+            for (uint c = 0; c < min(TILE, n_group - g) && fits(g + c); c++)
                 y.at[y_at + r * y_stride + c * 8] = bent(y.at[y_at + r * y_stride + c * 8]);
 }

@@ -4,8 +4,11 @@
 //   float32:      a texel is 4 k of one row, at ((g * K/4) + k/4) * 8 + r
 //   q8, q4:       17 or 9 texels a block of 32 k, from (g * K/32 + k/32) * 17 or 9 on: a texel of scales, 16 bits a row,
 //                 then 16 (q8) or 32 (q4) k of one row a texel; formulas in model/quant.h
+//                 But on CPU drivers: weights_panel.glsl.
 // Exactly one of ESP_W_BF16, ESP_W_F16, ESP_W_F32, ESP_W_Q8, ESP_W_Q4 is defined.
-#if defined(ESP_W_Q8) || defined(ESP_W_Q4)
+#if defined(ESP_TEXEL) && (defined(ESP_W_Q8) || defined(ESP_W_Q4))
+#include "weights_panel.glsl"
+#elif defined(ESP_W_Q8) || defined(ESP_W_Q4)
 // The 16 bits of row r in a block's texel of scales.
 uint w_scale_of(const uvec4 t, const uint r)
 {

@@ -57,14 +57,16 @@
 #define F32_  ESP_W_F32
 #define Q8_   ESP_W_Q8
 #define Q4_   ESP_W_Q4
-#define ROW(op, cls_, type, blob, rows_, cols_)                                                              \
+#define CODE(op, cls_, type, blob, rows_, cols_, panels_)                                                    \
     {                                                                                                        \
         .kernel = ESP_K_##op, .cls = ESP_VK_##cls_, .weights = type, .name = #blob, .spirv = esp_spv_##blob, \
         .n_bytes = sizeof esp_spv_##blob, .tile = {                                                          \
             .rows = rows_,                                                                                   \
-            .cols = cols_                                                                                    \
+            .cols = cols_,                                                                                   \
+            .panels = panels_                                                                                \
         }                                                                                                    \
     }
+#define ROW(op, cls_, type, blob, rows_, cols_) CODE(op, cls_, type, blob, rows_, cols_, false)
 
 static const struct esp_kernel_code table[] = {
     ROW(NORM, PLAIN, NONE_, norm_plain, 0, 0),
@@ -105,8 +107,8 @@ static const struct esp_kernel_code table[] = {
     ROW(MATVEC, TEXEL, BF16_, matvec_texel_bf16, 0, 8),
     ROW(MATVEC, TEXEL, F16_, matvec_texel_f16, 0, 8),
     ROW(MATVEC, TEXEL, F32_, matvec_texel_f32, 0, 8),
-    ROW(MATVEC, TEXEL, Q8_, matvec_texel_q8, 0, 8),
-    ROW(MATVEC, TEXEL, Q4_, matvec_texel_q4, 0, 8),
+    CODE(MATVEC, TEXEL, Q8_, matvec_texel_q8, 0, 4, true),
+    CODE(MATVEC, TEXEL, Q4_, matvec_texel_q4, 0, 8, true),
     ROW(EMBED, PLAIN, BF16_, embed_plain_bf16, 0, 0),
     ROW(EMBED, PLAIN, F16_, embed_plain_f16, 0, 0),
     ROW(EMBED, PLAIN, F32_, embed_plain_f32, 0, 0),

@@ -6,6 +6,7 @@
 #ifndef ESP_WORKER_KERNELS_H
 #define ESP_WORKER_KERNELS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,7 +33,8 @@ enum esp_kernel {
 /** How an operation is cut into workgroups; the same file that writes the shader decides it. */
 struct esp_kernel_tile {
     uint32_t rows; /* a workgroup takes, in x for matmul, in y for matvec (there: ROWS) */
-    uint32_t cols; /* groups of 8 columns a workgroup takes */
+    uint32_t cols; /* groups of 8 columns a workgroup takes; in matvec with GEGLU so many pairs ... */
+    bool panels;   /* ... unless it takes panels whole, as they are packed */
 };
 
 struct esp_kernel_code {

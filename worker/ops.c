@@ -213,7 +213,7 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
         if (how->few) {
             l.grid.axis = 1;
             l.grid.div = how->few;
-            l.grid.dims[0] = div_up(pairs ? n_group / 2 : n_group, code->tile.cols);
+            l.grid.dims[0] = div_up(pairs && !code->tile.panels ? n_group / 2 : n_group, code->tile.cols);
         } else {
             l.grid.axis = 0;
             l.grid.div = code->tile.rows;

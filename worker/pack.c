@@ -69,6 +69,11 @@ void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec)
         out->np = 2 * (uint32_t)esp_round_up(tensor_rows(first), 32);
     out->kp = (uint32_t)esp_round_up(out->k, 32);
     out->panel = 1;
+    if (spec->cls == ESP_VK_TEXEL &&
+        esp_wtype_quantised(out->wtype)) { /* as many rows as a word has fields */
+        out->panel = out->wtype == ESP_W_Q8 ? 4 : 8;
+        out->np = (uint32_t)esp_round_up(out->np, 8 * out->panel);
+    }
     out->group_bytes = 8 * (uint32_t)esp_wtype_n_bytes(out->wtype, out->kp);
 }
 
@@ -215,6 +220,29 @@ static void place_row(char *group, const struct esp_pack_dims *dims, uint32_t r,
     }
 }
 
+/* A packed row among those of its panel (out->panel > 1), whose bytes were zero: row 8 * j + l is field j of lane l. */
+static void place_field(unsigned char *panel, const struct esp_pack_dims *dims, uint32_t r, const void *row)
+{
+    const uint32_t n_block = dims->kp / ESP_QUANT_BLOCK,
+                   block_bytes = dims->panel * dims->group_bytes / n_block;
+    const uint32_t j = r / 8, l = r % 8;
+
+    for (uint32_t i = 0; i < n_block; i++, panel += block_bytes) {
+        unsigned char *word = panel + 16 * l, *side = panel + 1024 + (l * dims->panel + j) * 2;
+        if (dims->wtype == ESP_W_Q8) {
+            const struct esp_q8_block *b = (const struct esp_q8_block *)row + i;
+            memcpy(side, &b->d, 2);
+            for (uint32_t k = 0; k < ESP_QUANT_BLOCK; k++)
+                word[k / 4 * 128 + k % 4 * 4 + j] = (unsigned char)b->q[k] ^ 0x80;
+        } else {
+            const struct esp_q4_block *b = (const struct esp_q4_block *)row + i;
+            memcpy(side, &b->side, 2);
+            for (uint32_t k = 0; k < ESP_QUANT_BLOCK; k++)
+                word[k / 4 * 128 + k % 4 * 4 + j / 2] |= (b->q[k / 2] >> k % 2 * 4 & 15) << j % 2 * 4;
+        }
+    }
+}
+
 size_t esp_pack_scratch_bytes(const struct esp_pack_dims *dims)
 {
     return dims->kp * sizeof(float) + esp_wtype_n_bytes(dims->wtype, dims->kp);
@@ -229,9 +257,14 @@ esp_status esp_pack_groups(void *out, const struct esp_pack_spec *spec, const st
 
     for (uint32_t g = 0; !st && g < n_group; g++) {
         char *group = (char *)out + (size_t)g * dims->group_bytes;
+        char *panel = (char *)out + (size_t)(g / dims->panel * dims->panel) * dims->group_bytes;
+        if (panel == group && dims->panel > 1)
+            memset(panel, 0, (size_t)dims->panel * dims->group_bytes);
         for (uint32_t r = 0; !st && r < 8; r++) {
             st = esp_pack_row(row, spec, dims, (group0 + g) * 8 + r, wide, err);
-            if (!st)
+            if (!st && dims->panel > 1)
+                place_field((unsigned char *)panel, dims, g % dims->panel * 8 + r, row);
+            else if (!st)
                 place_row(group, dims, r, row);
         }
     }

@@ -10,7 +10,10 @@
  * (struct esp_q8_block's d or struct esp_q4_block's side, row r's at 2r bytes), then q8: two texels a row, k 0..15 of all
  * rows, then k 16..31; q4: one texel a row.
  *
- * This is the layout of every class and type so far. One that wants another packs its panels from esp_pack_row.
+ * CPU drivers (texel class) have their quantised rows by panels of 4 (q8) or 8 (q4) groups, N padded to whole ones: a word
+ * holds one k of a row of each group, so that one x serves them all. A block of 32 k of a panel is [k / 4][row % 8][k % 4] of
+ * words, group j's number (q8: + 128) in bits 8j or 4j and up, and then [row % 8][group] of scales, 16 bits each. A class or
+ * type that wants yet another layout packs its panels from esp_pack_row.
  *
  * Heads are padded too: head_dim H becomes 2 * round_up(ceil(H/2), 4), each half on its own, so that RoPE's
  * pairs (j, j + H/2) stay whole quads apart. Zero rows and columns change no result.
@@ -55,9 +58,10 @@ struct esp_pack_spec {
 /** The packed shape. */
 struct esp_pack_dims {
     enum esp_wtype wtype;
-    uint32_t n, k;        /* rows and columns in use, padded heads counted */
-    uint32_t np, kp;      /* padded to 32; np is twice the padded rows of one part when interleaved */
-    uint32_t panel;       /* groups of 8 rows that are packed and cut together; divides np / 8 */
+    uint32_t n, k; /* rows and columns in use, padded heads counted */
+    uint32_t np,
+        kp;         /* padded to 32, np to panels; np is twice the padded rows of one part when interleaved */
+    uint32_t panel; /* groups of 8 rows that are packed and cut together; divides np / 8 */
     uint32_t group_bytes; /* of 8 rows, their share of a panel */
 };
 

@@ -151,14 +151,16 @@ struct esp_mat esp_rig_mat(const struct esp_pack_spec *spec, uint32_t n_part, ui
     struct esp_rig *r = &esp_rig;
     struct esp_pack_dims d;
     struct esp_mat m = {.bias = ESP_NONE};
-    uint32_t n_panel, panel = 0;
+    uint32_t rows, n_panel, panel = 0;
     size_t panel_bytes;
     char *packed;
     void *row;
 
     esp_pack_dims(&d, spec);
-    n_panel = d.np / 32;
-    panel_bytes = (size_t)d.group_bytes * 4;
+    rows = 8 * (d.panel > 4 ? d.panel : 4);
+    n_panel = d.np / rows;
+    n_part = n_part < n_panel * n_times ? n_part : n_panel * n_times;
+    panel_bytes = (size_t)d.group_bytes * rows / 8;
     packed = esp_rig_alloc(n_panel, panel_bytes);
     row = esp_rig_alloc(1, esp_pack_scratch_bytes(&d));
     esp_rig_must(esp_pack_groups(packed, spec, &d, 0, d.np / 8, row, &r->err));
@@ -176,8 +178,8 @@ struct esp_mat esp_rig_mat(const struct esp_pack_spec *spec, uint32_t n_part, ui
         r->space.chunk[r->space.n_chunk] = to;
         m.part[p].chunk = r->space.n_chunk++;
         m.part[p].at = lead;
-        m.part[p].row0 = panel * 32;
-        m.part[p].n_row = (next - panel) * 32;
+        m.part[p].row0 = panel * rows;
+        m.part[p].n_row = (next - panel) * rows;
         for (size_t at = lead * 16; panel < next;) {
             uint32_t n = n_panel - panel % n_panel;
             const uint32_t most = (uint32_t)(ESP_UPLOAD_BYTES / panel_bytes);

@@ -72,7 +72,7 @@ void esp_rig_host(const float *in, size_t n, size_t n_out);
 
 /**
  * Packs a matrix and brings it to the device.
- * @param n_part   cut it in so many chunks of the device, between panels of 32 rows
+ * @param n_part   cut it in so many chunks of the device (fewer if it has not so many panels), between panels of 32 rows or more
  * @param n_times  the same rows so many times over: large matrices without large references
  */
 struct esp_mat esp_rig_mat(const struct esp_pack_spec *spec, uint32_t n_part, uint32_t n_times);

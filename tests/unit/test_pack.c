@@ -309,6 +309,24 @@ static float quantised_at(const char *packed, const struct esp_pack_dims *d, uin
            ((float)((uint8_t)block[16 + 16 * r + k / 2] >> k % 2 * 4 & 15) - esp_q4_zero(side));
 }
 
+/* The same in the texel class: a panel's words, a field a group; then its scales. */
+static float field_at(const char *packed, const struct esp_pack_dims *d, uint32_t row, uint32_t col)
+{
+    const uint32_t groups = d->wtype == ESP_W_Q8 ? 4 : 8, bits = 32 / groups, k = col % 32;
+    const uint32_t j = row / 8 % groups, l = row % 8;
+    const char *block =
+        packed + ((size_t)(row / 8 / groups) * (d->kp / 32) + col / 32) * (1024 + 16 * groups);
+    uint32_t word, q;
+    uint16_t side;
+
+    memcpy(&word, block + ((k / 4 * 8 + l) * 4 + k % 4) * 4, sizeof word);
+    memcpy(&side, block + 1024 + (l * groups + j) * 2, sizeof side);
+    q = word >> bits * j & ((1u << bits) - 1);
+    if (d->wtype == ESP_W_Q8)
+        return esp_bf16_to_f32(side) * ((float)q - 128);
+    return esp_q4_scale(side) * ((float)q - esp_q4_zero(side));
+}
+
 /* Gate and up, heads in rows, ragged sizes: every weight is the one that its own row gives when quantised alone. */
 static void test_quantised(void **state)
 {
@@ -322,15 +340,19 @@ static void test_quantised(void **state)
                   {60, 65, 96, {3, 20}, false},
                   {37, 64, 128, {0}, true}};
 
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0] * 2; i++) {
+    for (size_t v = 0; v < sizeof shapes / sizeof shapes[0] * 4; v++) {
+        const size_t i = v / 2;
+        const bool texel = v % 2;
         const uint32_t n = shapes[i / 2].n, k = shapes[i / 2].k;
+        const uint32_t panel = !texel ? 1 : i % 2 ? 8 : 4;
         struct esp_tensor t[2];
         float *x[2] = {random_rows(&t[0], n, k, 100 + i), random_rows(&t[1], n, k, 200 + i)};
         const struct esp_pack_spec spec = {
             .n_part = shapes[i / 2].interleave ? 2 : 1,
             .part = {{&t[0], shapes[i / 2].heads}, {&t[1], shapes[i / 2].heads}},
             .interleave = shapes[i / 2].interleave,
-            .want = types[i % 2]};
+            .want = types[i % 2],
+            .cls = texel ? ESP_VK_TEXEL : ESP_VK_PLAIN};
         struct esp_pack_dims d;
         float *want, row[128];
         char *packed, blocks[4 * sizeof(struct esp_q8_block)];
@@ -338,7 +360,8 @@ static void test_quantised(void **state)
 
         esp_pack_dims(&d, &spec);
         assert_int_equal(d.wtype, types[i % 2]);
-        assert_int_equal(d.np, shapes[i / 2].np);
+        assert_int_equal(d.panel, panel);
+        assert_int_equal(d.np, (shapes[i / 2].np + 8 * panel - 1) / (8 * panel) * (8 * panel));
         assert_int_equal(d.group_bytes, 8 * d.kp / 32 * (d.wtype == ESP_W_Q8 ? 34 : 18));
         want = calloc((size_t)d.np * d.kp, sizeof *want);
         packed = malloc((size_t)d.np / 8 * d.group_bytes);
@@ -356,11 +379,13 @@ static void test_quantised(void **state)
         memset(packed, 0xee, (size_t)d.np / 8 * d.group_bytes);
         assert_int_equal(esp_pack_groups(packed, &spec, &d, 0, d.np / 8, scratch, NULL), ESP_OK);
         for (uint32_t r = 0; r < d.np; r++)
-            for (uint32_t c = 0; c < k; c++)
-                if (quantised_at(packed, &d, r, c) != want[(size_t)r * d.kp + c])
-                    fail_msg("shape %zu, %s: row %u, column %u is %g, want %g", i / 2,
-                             esp_wtype_name(d.wtype), r, c, (double)quantised_at(packed, &d, r, c),
+            for (uint32_t c = 0; c < k; c++) {
+                const float is = texel ? field_at(packed, &d, r, c) : quantised_at(packed, &d, r, c);
+                if (is != want[(size_t)r * d.kp + c])
+                    fail_msg("shape %zu, %s, %s: row %u, column %u is %g, want %g", i / 2,
+                             esp_wtype_name(d.wtype), texel ? "texel" : "plain", r, c, (double)is,
                              (double)want[(size_t)r * d.kp + c]);
+            }
         free(want);
         free(packed);
         free(scratch);

@@ -12,6 +12,7 @@
 #include "cli/signals.h"
 #include "coordinator/sizing.h"
 #include "model/checkpoint.h"
+#include "model/shape.h"
 
 #define MODEL_IS                                                                                             \
     "a Hugging Face directory, as 'huggingface-cli download google/paligemma-3b-mix-224' leaves it"
@@ -223,10 +224,10 @@ esp_status esp_where_open_model(const struct esp_where *where, struct esp_config
     struct stat info;
     esp_status st;
 
-    if (stat(where->model, &info) != 0)
+    if (!esp_shape_named(where->model) && stat(where->model, &info) != 0)
         return esp_fail(err, ESP_E_IO, "--model %.200s: %s; expected " MODEL_IS, where->model,
                         strerror(errno));
-    if (!S_ISDIR(info.st_mode))
+    if (!esp_shape_named(where->model) && !S_ISDIR(info.st_mode))
         return esp_fail(err, ESP_E_IO, "--model %.200s: not a directory; expected " MODEL_IS, where->model);
     st = esp_checkpoint_open(&ck, where->model, err);
     if (st)

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "coordinator/server_state.h"
+#include "model/shape.h"
 
 #define HEARTBEAT_MS 300
 #define TIMEOUT_MS   1600 /* so that a silent worker is found out about within 2 s */
@@ -45,6 +46,8 @@ static esp_status open_model(struct esp_server *sv, struct esp_err *err)
     if (st)
         return st;
     sv->config = esp_checkpoint_config(sv->ck);
+    if (esp_shape_named(sv->opt.model))
+        return esp_tokenizer_create_bytes(&sv->token, err);
     if (snprintf(path, sizeof path, "%s/tokenizer.model", sv->opt.model) >= (int)sizeof path)
         return esp_fail(err, ESP_E_ARG, "a path of more than %zu bytes", sizeof path);
     return esp_tokenizer_create(&sv->token, path, err);

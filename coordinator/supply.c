@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "model/file.h"
+#include "model/shape.h"
 #include "model/remote.h"
 #include "model/roles.h"
 
@@ -393,8 +394,14 @@ static void choose_path(struct esp_supply *s, const char *cache_dir)
 
 static esp_status read_config(struct esp_supply *s, struct esp_err *err)
 {
-    char path[4096];
+    char path[4096], *text;
 
+    if (esp_shape_named(esp_checkpoint_dir(s->ck))) {
+        const esp_status st = esp_shape_config(&text, esp_checkpoint_dir(s->ck), err);
+        s->config = text;
+        s->n_config = st ? 0 : strlen(text);
+        return st;
+    }
     if (snprintf(path, sizeof path, "%s/config.json", esp_checkpoint_dir(s->ck)) >= (int)sizeof path)
         return esp_fail(err, ESP_E_ARG, "a path of more than %zu bytes", sizeof path);
     return esp_file_read(&s->config, &s->n_config, path, MAX_CONFIG_BYTES, err);

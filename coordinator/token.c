@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -69,6 +70,54 @@ esp_status esp_tokenizer_create_from(struct esp_tokenizer **out, const void *byt
         return esp_fail(err, ESP_E_NOMEM, "tokenizer: %zu bytes", n_bytes);
     memcpy(copy, bytes, n_bytes);
     return create_take(out, copy, n_bytes, err);
+}
+
+/* A piece as SentencePiece's ModelProto has it: field 1 of the model; in it 1 name, 2 score (0), 3 type. All lengths are
+ * below 128. */
+static size_t put_piece(uint8_t *to, const char *name, enum esp_piece_type type)
+{
+    const size_t n = strlen(name);
+    uint8_t *at = to;
+
+    *at++ = 1 << 3 | 2;
+    *at++ = (uint8_t)(n + 9);
+    *at++ = 1 << 3 | 2;
+    *at++ = (uint8_t)n;
+    memcpy(at, name, n);
+    at += n;
+    *at++ = 2 << 3 | 5;
+    memset(at, 0, 4);
+    at += 4;
+    *at++ = 3 << 3 | 0;
+    *at++ = (uint8_t)type;
+    return (size_t)(at - to);
+}
+
+esp_status esp_tokenizer_create_bytes(struct esp_tokenizer **out, struct esp_err *err)
+{
+    /* trainer_spec: BPE (field 3: 2), byte_fallback (field 35: 1); normalizer_spec: fields 3 to 5, spaces are only marked */
+    static const uint8_t specs[] = {2 << 3 | 2, 5,      3 << 3, 2,      0x98, 0x02,   1, 3 << 3 | 2,
+                                    6,          3 << 3, 0,      4 << 3, 0,    5 << 3, 1};
+    static const struct {
+        const char *name;
+        enum esp_piece_type type;
+    } first[] = {{"<pad>", ESP_PIECE_CONTROL},
+                 {"<eos>", ESP_PIECE_CONTROL},
+                 {"<bos>", ESP_PIECE_CONTROL},
+                 {"<unk>", ESP_PIECE_UNKNOWN}};
+    uint8_t bytes[261 * 24 + sizeof specs];
+    size_t n = 0;
+    char name[8];
+
+    for (size_t i = 0; i < sizeof first / sizeof first[0]; i++)
+        n += put_piece(bytes + n, first[i].name, first[i].type);
+    for (unsigned b = 0; b < 256; b++) {
+        snprintf(name, sizeof name, "<0x%02X>", b);
+        n += put_piece(bytes + n, name, ESP_PIECE_BYTE);
+    }
+    n += put_piece(bytes + n, SPACE_MARK, ESP_PIECE_NORMAL);
+    memcpy(bytes + n, specs, sizeof specs);
+    return esp_tokenizer_create_from(out, bytes, n + sizeof specs, err);
 }
 
 static esp_status read_file(uint8_t **out, size_t *n_out, const char *path, struct esp_err *err)

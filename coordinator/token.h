@@ -34,6 +34,12 @@ esp_status esp_tokenizer_create(struct esp_tokenizer **out, const char *path, st
 esp_status esp_tokenizer_create_from(struct esp_tokenizer **out, const void *bytes, size_t n_bytes,
                                      struct esp_err *err);
 
+/**
+ * One of bytes alone, for a model without a vocabulary of its own (model/shape.h): ids 0 to 3 are <pad>, <eos>, <bos> and
+ * <unk>, as PaliGemma has them, 4 + b is the byte b, and 260 the space. Errors: ESP_E_NOMEM.
+ */
+esp_status esp_tokenizer_create_bytes(struct esp_tokenizer **out, struct esp_err *err);
+
 void esp_tokenizer_destroy(struct esp_tokenizer **tok);
 
 /** Pieces, i.e. ids 0 .. n-1. `<image>` and the rows of the embedding behind it are not among them. */

@@ -8,6 +8,7 @@
 #include "model/file.h"
 #include "model/json.h"
 #include "model/roles.h"
+#include "model/shape.h"
 #include "model/shard_index.h"
 
 #define MAX_INDEX_BYTES ((size_t)4 << 20)
@@ -217,6 +218,10 @@ esp_status esp_checkpoint_open(struct esp_checkpoint **out, const char *dir, str
     enum esp_layout layout;
 
     *out = NULL;
+    if (esp_shape_named(dir)) {
+        free(ck);
+        return esp_shape_open(out, dir, err);
+    }
     if (ck)
         ck->dir = strdup(dir);
     if (!ck || !ck->dir) {
@@ -282,6 +287,19 @@ const struct esp_tensor *esp_checkpoint_tensor(const struct esp_checkpoint *ck, 
     if (!esp_role_has_layers(role))
         layer = 0;
     return layer < n ? ck->role[role][layer] : NULL;
+}
+
+esp_status esp_checkpoint_cut(struct esp_checkpoint *ck, uint32_t n_vision, uint32_t n_text,
+                              struct esp_err *err)
+{
+    struct esp_config *c = &ck->config;
+
+    if (n_vision < 1 || n_vision > c->vision.n_layer || n_text < 1 || n_text > c->text.n_layer)
+        return esp_fail(err, ESP_E_ARG, "%s: %u and %u layers of a model with %u and %u", ck->dir, n_vision,
+                        n_text, c->vision.n_layer, c->text.n_layer);
+    c->vision.n_layer = n_vision;
+    c->text.n_layer = n_text;
+    return ESP_OK;
 }
 
 uint64_t esp_checkpoint_n_bytes(const struct esp_checkpoint *ck)

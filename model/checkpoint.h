@@ -65,7 +65,8 @@ enum esp_role {
 struct esp_checkpoint;
 
 /**
- * Opens and checks a checkpoint directory: config.json, model.safetensors or the shards that
+ * Opens and checks a checkpoint: a directory, or by `shape:NAME` a published model's shape with random weights
+ * (model/shape.h). Of a directory: config.json, model.safetensors or the shards that
  * model.safetensors.index.json lists (model.safetensors wins where both are there, as in the reference).
  *
  * @param out  a new checkpoint; esp_checkpoint_destroy frees it. NULL on failure.
@@ -97,6 +98,13 @@ const struct esp_tensor *esp_checkpoint_tensor(const struct esp_checkpoint *ck, 
  * 20000 page reads of a 3B model when they are not.
  */
 void esp_checkpoint_fingerprint(const struct esp_checkpoint *ck, uint8_t out[ESP_FINGERPRINT_BYTES]);
+
+/**
+ * Makes it a model of its first layers alone, to measure what is too large as a whole.
+ * Errors: ESP_E_ARG (no layer left, or more than there are).
+ */
+esp_status esp_checkpoint_cut(struct esp_checkpoint *ck, uint32_t n_vision, uint32_t n_text,
+                              struct esp_err *err);
 
 /** Bytes of all tensors that have a role, as stored. */
 uint64_t esp_checkpoint_n_bytes(const struct esp_checkpoint *ck);

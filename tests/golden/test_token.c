@@ -270,6 +270,30 @@ static void takes_any_bytes(void **state)
     assert_null(ids);
 }
 
+/* What a model of a shape alone has instead of a vocabulary: every byte is an id, and comes back. */
+static void bytes_alone(void **state)
+{
+    static const char text[] = "caption en\n\xc3\xa9 \x01";
+    struct esp_tokenizer *bytes;
+    struct esp_err err = {0};
+    uint32_t *ids;
+    size_t n_ids, n_back;
+    char *back;
+
+    assert_int_equal(esp_tokenizer_create_bytes(&bytes, &err), ESP_OK);
+    assert_int_equal(esp_tokenizer_n_piece(bytes), 261);
+    assert_int_equal(esp_prompt_ids(bytes, &ids, &n_ids, 2, "ab", 2, &err), ESP_OK);
+    assert_int_equal(n_ids, 4);
+    assert_true(ids[0] == 2 && ids[1] == 4 + 'a' && ids[2] == 4 + 'b' && ids[3] == 4 + '\n');
+    free(ids);
+    assert_int_equal(esp_tokenizer_encode(bytes, &ids, &n_ids, text, sizeof text - 1, &err), ESP_OK);
+    assert_int_equal(esp_tokenizer_decode(bytes, &back, &n_back, ids, n_ids, &err), ESP_OK);
+    assert_string_equal(back, text);
+    free(ids);
+    free(back);
+    esp_tokenizer_destroy(&bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -280,6 +304,7 @@ int main(void)
         cmocka_unit_test(ids_behind_the_pieces_have_no_text),
         cmocka_unit_test(finds_pieces_by_name),
         cmocka_unit_test(takes_any_bytes),
+        cmocka_unit_test(bytes_alone),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);

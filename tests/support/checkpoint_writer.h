@@ -42,13 +42,4 @@ struct esp_checkpoint_spec {
  */
 esp_status esp_checkpoint_write(const struct esp_checkpoint_spec *spec, struct esp_err *err);
 
-/**
- * config.json of a published model ("paligemma-3b-224", "paligemma2-10b-448", ...), of the published shape:
- * what is a default is left out. The caller frees it; NULL for other names and without memory.
- */
-char *esp_checkpoint_preset(const char *name);
-
-/** The i-th preset's name, NULL past the last. */
-const char *esp_checkpoint_preset_name(size_t i);
-
 #endif

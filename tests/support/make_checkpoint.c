@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "model/file.h"
+#include "model/preset.h"
 #include "tests/support/checkpoint_writer.h"
 
 static void print_help(FILE *f)

@@ -15,6 +15,7 @@
 
 #include "model/checkpoint.h"
 #include "model/file.h"
+#include "model/preset.h"
 #include "model/roles.h"
 #include "tests/support/checkpoint_writer.h"
 

@@ -21,7 +21,7 @@ static void on_stored(struct esp_server *sv, struct esp_worker *w, const struct 
     for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
         for (uint32_t i = 0; s->state == ESP_SESSION_ENCODING && i < s->n_images; i++)
             if (s->features[i] == f) {
-                esp_session_add_times(s, stored->n_times, stored->times);
+                esp_session_add_times(s, stored->n_times, stored->times, false);
                 break;
             }
     esp_server_count_stored(sv, stored);
@@ -44,9 +44,13 @@ static void relay_logits(struct esp_server *sv, struct esp_session *s, const str
 }
 
 static void take_rows(struct esp_server *sv, const struct esp_worker *w, const struct esp_flight *f,
-                      const struct esp_msg_result *result, const float *full)
+                      const struct esp_msg_result *result, const float *full, uint64_t n_bytes)
 {
     const double now = esp_server_now();
+    bool decode = true; /* a step is of one kind */
+
+    for (uint32_t i = 0; i < f->step.n_seqs; i++)
+        decode = decode && f->step.seqs[i].pos > 0;
 
     for (uint32_t i = 0; i < f->n_parts; i++) {
         const struct esp_flight_part *p = &f->parts[i];
@@ -54,7 +58,9 @@ static void take_rows(struct esp_server *sv, const struct esp_worker *w, const s
         struct esp_err err = {0};
         bool done = false;
 
-        esp_session_add_times(s, result->n_times, result->times);
+        esp_session_add_times(s, result->n_times, result->times, decode);
+        s->n_decode_steps += decode;
+        s->result_bytes += decode ? n_bytes : 0;
         if (s->state != ESP_SESSION_RUNNING)
             continue; /* it has ended meanwhile */
         if (f->step.trace)
@@ -107,7 +113,7 @@ static void on_result(struct esp_server *sv, struct esp_worker *w, struct esp_ms
     } else {
         esp_server_count_result(sv, &f->step, &msg->result);
         esp_released_prove(&sv->released, f->step.id);
-        take_rows(sv, w, f, &msg->result, full);
+        take_rows(sv, w, f, &msg->result, full, msg->n_bytes);
         esp_sched_land(sv->sched, &f);
     }
     free(copy);

@@ -47,7 +47,8 @@ void esp_session_destroy(struct esp_session **session)
     *session = NULL;
 }
 
-void esp_session_add_times(struct esp_session *session, uint32_t n, const struct esp_stage_time *times)
+void esp_session_add_times(struct esp_session *session, uint32_t n, const struct esp_stage_time *times,
+                           bool decode)
 {
     uint32_t next = 0; /* stages come in the same order every time: mostly it is the one behind the last */
 
@@ -75,6 +76,12 @@ void esp_session_add_times(struct esp_session *session, uint32_t n, const struct
         next = at + 1;
         session->times[at].queue_seconds += times[i].queue_seconds;
         session->times[at].compute_seconds += times[i].compute_seconds;
+        session->times[at].received_bytes += times[i].received_bytes;
+        if (!decode)
+            continue;
+        session->times[at].decode_queue_seconds += times[i].queue_seconds;
+        session->times[at].decode_compute_seconds += times[i].compute_seconds;
+        session->times[at].decode_received_bytes += times[i].received_bytes;
     }
 }
 
@@ -144,7 +151,8 @@ esp_status esp_session_done(struct esp_msg *msg, struct esp_done_store *store,
         return esp_fail(err, ESP_E_INTERNAL, "decoding ended without any answer");
     store->hyps = calloc(n, sizeof *store->hyps);
     store->times = calloc(session->n_times ? session->n_times : 1, sizeof *store->times);
-    if (!store->hyps || !store->times) {
+    store->decode_times = calloc(session->n_times ? session->n_times : 1, sizeof *store->decode_times);
+    if (!store->hyps || !store->times || !store->decode_times) {
         st = esp_fail(err, ESP_E_NOMEM, "the answer");
         goto done;
     }
@@ -155,10 +163,17 @@ esp_status esp_session_done(struct esp_msg *msg, struct esp_done_store *store,
         if (st)
             goto done;
     }
-    for (uint32_t i = 0; i < session->n_times; i++)
-        store->times[i] = (struct esp_stage_time){.worker = session->times[i].worker,
-                                                  .queue_seconds = session->times[i].queue_seconds,
-                                                  .compute_seconds = session->times[i].compute_seconds};
+    for (uint32_t i = 0; i < session->n_times; i++) {
+        const struct esp_time_sum *t = &session->times[i];
+        store->times[i] = (struct esp_stage_time){.worker = t->worker,
+                                                  .queue_seconds = t->queue_seconds,
+                                                  .compute_seconds = t->compute_seconds,
+                                                  .received_bytes = t->received_bytes};
+        store->decode_times[i] = (struct esp_stage_time){.worker = t->worker,
+                                                         .queue_seconds = t->decode_queue_seconds,
+                                                         .compute_seconds = t->decode_compute_seconds,
+                                                         .received_bytes = t->decode_received_bytes};
+    }
     memset(msg, 0, sizeof *msg);
     msg->kind = ESP_MSG_DONE;
     msg->done = (struct esp_msg_done){.session = session->request,
@@ -171,7 +186,11 @@ esp_status esp_session_done(struct esp_msg *msg, struct esp_done_store *store,
                                       .images_cached = session->n_cached,
                                       .rebuilds = session->n_rebuilds,
                                       .n_times = session->n_times,
-                                      .times = store->times};
+                                      .times = store->times,
+                                      .n_decode_times = session->n_times,
+                                      .decode_times = store->decode_times,
+                                      .decode_steps = session->n_decode_steps,
+                                      .result_bytes = session->result_bytes};
     if (esp_decode_chooses(session->decode)) {
         msg->done.hypotheses = store->hyps;
         msg->done.n_hypotheses = n;
@@ -188,5 +207,6 @@ void esp_session_done_finish(struct esp_done_store *store)
         free((char *)store->hyps[i].text);
     free(store->hyps);
     free(store->times);
+    free(store->decode_times);
     memset(store, 0, sizeof *store);
 }

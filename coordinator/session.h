@@ -37,6 +37,8 @@ enum esp_session_state {
 struct esp_time_sum {
     char worker[ESP_MAX_NAME + 1];
     double queue_seconds, compute_seconds;
+    double decode_queue_seconds, decode_compute_seconds; /* of decoding steps */
+    uint64_t received_bytes, decode_received_bytes;
 };
 
 struct esp_session {
@@ -108,6 +110,8 @@ struct esp_session {
     double load;        /* from the cluster's start until it was ready, if the request had to wait for that */
     uint32_t n_times;
     struct esp_time_sum *times;
+    uint32_t n_decode_steps;
+    uint64_t result_bytes; /* of those steps */
 };
 
 esp_status esp_session_create(struct esp_session **out, uint64_t id, const struct esp_peer *client,
@@ -116,14 +120,18 @@ esp_status esp_session_create(struct esp_session **out, uint64_t id, const struc
 /** Frees it; its features must have been dropped and no step be out. Clears *session. */
 void esp_session_destroy(struct esp_session **session);
 
-/** Adds a message's stage times to the session's. Without memory they are lost, which harms nobody. */
-void esp_session_add_times(struct esp_session *session, uint32_t n, const struct esp_stage_time *times);
+/**
+ * Adds a message's stage times to the session's. Without memory they are lost, which harms nobody.
+ * @param decode  they are of a decoding step
+ */
+void esp_session_add_times(struct esp_session *session, uint32_t n, const struct esp_stage_time *times,
+                           bool decode);
 
 /** The Done message of a session that ended well. Everything in *msg lives in *store, which
  * esp_session_done_finish frees. */
 struct esp_done_store {
     struct esp_hypothesis *hyps;
-    struct esp_stage_time *times;
+    struct esp_stage_time *times, *decode_times;
     uint32_t n_hyps;
 };
 esp_status esp_session_done(struct esp_msg *msg, struct esp_done_store *store,

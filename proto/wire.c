@@ -447,6 +447,9 @@ esp_status esp_wire_unpack(struct esp_msg *out, const void *header, size_t n_hea
     st = unpack_envelope(&env, out->store, header, n_header, err);
     if (st)
         goto fail;
+    out->n_bytes = n_header;
+    for (uint32_t i = 0; i < n_blobs; i++)
+        out->n_bytes += blobs[i].n_bytes;
     kind = esp_wire_kind_find((enum esp_msg_kind)env->body_case);
     if (!kind) { /* in espalier.proto and not in the table */
         st = esp_fail(err, ESP_E_INTERNAL, "no table for message kind %u", (unsigned)env->body_case);

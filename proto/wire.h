@@ -195,6 +195,7 @@ struct esp_msg_chunk { /* blob[0]: 1 .. ESP_MAX_CHUNK bytes, unless `why` */
 struct esp_stage_time {
     const char *worker;
     double queue_seconds, compute_seconds;
+    uint64_t received_bytes; /* of the message that brought the work */
 };
 
 struct esp_msg_encode { /* blob[0]: f32, rows * width elements */
@@ -359,6 +360,9 @@ struct esp_msg_done {
     double load, encode, prefill, decode, queue; /* seconds */
     uint32_t images_cached, rebuilds;
     const struct esp_stage_time *times;
+    uint32_t n_decode_times, decode_steps; /* decoding steps alone */
+    const struct esp_stage_time *decode_times;
+    uint64_t result_bytes;
 };
 
 struct esp_msg_cancel {
@@ -490,6 +494,7 @@ struct esp_msg {
         struct esp_msg_verify verify;
         struct esp_msg_verified verified;
     };
+    uint64_t n_bytes; /* of a received message: all frames */
     uint32_t n_blobs;
     struct esp_blob blob[ESP_MAX_BLOBS];
     struct esp_msg_store *store; /* NULL in a message made for sending */

@@ -252,6 +252,7 @@ static const struct esp_wire_field stage_time_fields[] = {
     STR(STAGE_TIME, worker, NAME, 1, ESP_MAX_NAME),
     F64(STAGE_TIME, queue_seconds, NOT_NEGATIVE),
     F64(STAGE_TIME, compute_seconds, NOT_NEGATIVE),
+    U64(STAGE_TIME, received_bytes, 0),
 };
 TABLE(stage_time, STAGE_TIME, stage_time);
 #define TIMES(M) SUBS(M, times, stage_time, esp_stage_time, Espalier__StageTime, ESP_MAX_STAGES)
@@ -512,6 +513,9 @@ static const struct esp_wire_field done_fields[] = {
     SUBS(DONE, hypotheses, hypothesis, esp_hypothesis, Espalier__Hypothesis, ESP_MAX_SEQS),
     FLAT(DONE, timing, timing),
     TIMES(DONE),
+    SUBS(DONE, decode_times, stage_time, esp_stage_time, Espalier__StageTime, ESP_MAX_STAGES),
+    U32(DONE, decode_steps, 0, UINT32_MAX),
+    U64(DONE, result_bytes, 0),
 };
 TABLE(done, DONE, done);
 

@@ -164,6 +164,7 @@ static void add_times(struct esp_work *work, const char *name, uint64_t begun_ns
         .worker = name,
         .queue_seconds = 1e-9 * (double)(begun_ns - work->arrived_ns),
         .compute_seconds = compute,
+        .received_bytes = work->msg.n_bytes,
     };
     work->n_times = n + 1;
 }

@@ -295,7 +295,7 @@ void rig_result(struct rig *rig, struct esp_msg *out, const struct esp_msg *step
     struct rig_seq **row_seq = calloc(m->rows, sizeof *row_seq);
     uint32_t *row_pos = calloc(m->rows, sizeof *row_pos);
     struct esp_row_result *rows = calloc(m->n_wants + 1, sizeof *rows);
-    static const struct esp_stage_time times[] = {{"w0", 0.001, 0.002}, {"w1", 0.003, 0.004}};
+    static const struct esp_stage_time times[] = {{"w0", 0.001, 0.002, 100}, {"w1", 0.003, 0.004, 200}};
     float *full;
     uint32_t n_full = 0;
 
@@ -440,7 +440,7 @@ static void work(struct rig *rig, struct esp_msg *msg)
 
     if (msg->kind == ESP_MSG_ENCODE) {
         const int to = stage_with(rig, true, msg->encode.epoch);
-        const struct esp_stage_time times[] = {{"w0", 0, 0.5}};
+        const struct esp_stage_time times[] = {{"w0", 0, 0.5, 1000}};
 
         assert_int_equal(msg->encode.payload, ESP_PAYLOAD_PIXELS);
         assert_int_equal(msg->encode.width, 56);

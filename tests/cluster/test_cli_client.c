@@ -99,7 +99,7 @@ static void tell_token(struct fake *f, const char *text)
 
 static const uint32_t best_ids[] = {100, 101, 102};
 static const double best_logprobs[] = {-0.1, -1.1000000000000001, -2.1, -1e-300};
-static const struct esp_stage_time times[2] = {{"w0", 0.5, 1.5}, {"w1", 0.25, 2.5}};
+static const struct esp_stage_time times[2] = {{"w0", 0.5, 1.5, 100}, {"w1", 0.25, 2.5, 200}};
 
 static void tell_done(struct fake *f, const struct esp_hypothesis *all, uint32_t n)
 {

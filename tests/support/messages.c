@@ -4,7 +4,7 @@
 
 #define N(a) (uint32_t)(sizeof(a) / sizeof(a)[0])
 
-static const struct esp_stage_time times[] = {{"w1", 0.25, 0.5}, {"w2.local_7-a", 0, 1e-9}};
+static const struct esp_stage_time times[] = {{"w1", 0.25, 0.5, 0}, {"w2.local_7-a", 0, 1e-9, 1u << 31}};
 #define TIMES .n_times = N(times), .times = times
 
 #define DEVICE                                                                                               \
@@ -410,7 +410,11 @@ const struct esp_test_message esp_test_messages[] = {
                .queue = 5,
                .images_cached = 2,
                .rebuilds = 1,
-               TIMES}}},
+               TIMES,
+               .n_decode_times = N(times),
+               .decode_times = times,
+               .decode_steps = 9,
+               .result_bytes = 1u << 20}}},
     {"done.least", {.kind = ESP_MSG_DONE, .done = {.session = 1}}},
     {"cancel", {.kind = ESP_MSG_CANCEL, .cancel = {.session = 4}}},
     {"status_query", {.kind = ESP_MSG_STATUS_QUERY, .status_query = {.id = 4}}},

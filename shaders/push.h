@@ -179,6 +179,14 @@ struct esp_push_add {
     ESP_UINT count;
 };
 
+struct esp_push_ceiling {
+    ESP_PUSH_HEAD
+    ESP_UINT n_quad;  /* that are read */
+    ESP_UINT magic;   /* not what they come to */
+    ESP_UINT n_round; /* of arithmetic */
+    ESP_FLOAT scale;  /* below one */
+};
+
 struct esp_push_topk {
     ESP_PUSH_HEAD
     ESP_ADDR(esp_words) dst;         /* ESP_TOP words a want */

@@ -89,6 +89,34 @@ void esp_batch_wants(struct esp_batch *b, const struct esp_want *wants, uint32_t
     b->count[ESP_COUNT_WANTS] = n;
 }
 
+void esp_batch_counts(const struct esp_batch *b, struct esp_profile_counts *out)
+{
+    const uint32_t *tile = b->words + b->tiles, *row = b->words + b->rows;
+    uint32_t n;
+
+    memset(out, 0, sizeof *out);
+    out->rows = b->count[ESP_COUNT_ROWS];
+    out->wants = b->count[ESP_COUNT_WANTS];
+    for (uint32_t i = 0; i < b->count[ESP_COUNT_ROWS]; i++, row += ESP_ROW) {
+        out->pairs[0] += row[ESP_ROW_HI] - row[ESP_ROW_LO];
+        out->pairs[1] += row[ESP_ROW_HI] - row[ESP_ROW_LO_WIN];
+    }
+    for (uint32_t i = 0; i < b->count[ESP_COUNT_TILES]; i += n) { /* a sequence's tiles lie together */
+        uint32_t hi = 0, lo[2] = {UINT32_MAX, UINT32_MAX};
+        for (n = 0;
+             i + n < b->count[ESP_COUNT_TILES] && tile[n * ESP_TILE + ESP_TILE_TABLE] == tile[ESP_TILE_TABLE];
+             n++) {
+            const uint32_t *t = tile + n * ESP_TILE;
+            hi = t[ESP_TILE_HI] > hi ? t[ESP_TILE_HI] : hi;
+            lo[0] = t[ESP_TILE_LO] < lo[0] ? t[ESP_TILE_LO] : lo[0];
+            lo[1] = t[ESP_TILE_LO_WIN] < lo[1] ? t[ESP_TILE_LO_WIN] : lo[1];
+        }
+        tile += n * ESP_TILE;
+        out->positions[0] += hi - lo[0];
+        out->positions[1] += hi - lo[1];
+    }
+}
+
 void esp_batch_seal(struct esp_batch *b, const struct esp_grids *grids)
 {
     b->words[ESP_STEP_N_ROWS] = b->count[ESP_COUNT_ROWS];

@@ -41,6 +41,9 @@ void esp_batch_copy(struct esp_batch *b, uint32_t from, uint32_t to);
 /** Replaces the wants: n <= ESP_HEAD_ROWS. */
 void esp_batch_wants(struct esp_batch *b, const struct esp_want *wants, uint32_t n);
 
+/** What stands in it, for the profile. */
+void esp_batch_counts(const struct esp_batch *b, struct esp_profile_counts *out);
+
 /** Writes header and workgroup counts: after this the device may look. */
 void esp_batch_seal(struct esp_batch *b, const struct esp_grids *grids);
 

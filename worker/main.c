@@ -17,6 +17,7 @@
 #include "proto/link.h"
 #include "proto/log.h"
 #include "worker/address.h"
+#include "worker/bench.h"
 #include "worker/serve.h"
 #include "worker/vk_device.h"
 
@@ -25,6 +26,7 @@
 static const char help[] =
     "Usage: espalier-worker [--model DIR] --connect ENDPOINT [options]\n"
     "       espalier-worker --list-devices [--json]\n"
+    "       espalier-worker --bench WHAT --model MODEL [--device D] [--memory MIB]\n"
     "\n"
     "Runs the layers of a model that a coordinator places here, on one Vulkan device. Keeps dialling while "
     "the\n"
@@ -57,13 +59,17 @@ static const char help[] =
     "  --log-level LEVEL    error, warn, info (default), debug or trace\n"
     "  --list-devices       print the Vulkan devices, usable or not and why, and exit\n"
     "  --json               with --list-devices: as JSON\n"
+    "  --bench WHAT         measure the device alone, print JSON and exit; WHAT is a JSON object ('espalier "
+    "bench' "
+    "makes it,\n"
+    "                       {} does all)\n"
     "  --help, --version\n"
     "\n"
     "Exit status: 0 after SIGTERM, SIGINT or the coordinator's Bye; 1 failed (stderr says why); 2 bad "
     "usage.\n";
 
 struct args {
-    const char *model, *connect, *name, *bind, *device, *keys, *cache;
+    const char *model, *connect, *name, *bind, *device, *keys, *cache, *bench;
     uint64_t memory_bytes, cache_limit_bytes;
     bool insecure, die_with_parent, list, json, profile;
     enum esp_log_level level;
@@ -132,6 +138,7 @@ static int parse(struct args *a, int argc, char **argv)
         LEVEL,
         LIST,
         JSON,
+        BENCH,
         HELP,
         VERSION
     };
@@ -151,6 +158,7 @@ static int parse(struct args *a, int argc, char **argv)
         {"log-level", required_argument, NULL, LEVEL},
         {"list-devices", no_argument, NULL, LIST},
         {"json", no_argument, NULL, JSON},
+        {"bench", required_argument, NULL, BENCH},
         {"help", no_argument, NULL, HELP},
         {"version", no_argument, NULL, VERSION},
         {NULL, 0, NULL, 0},
@@ -210,6 +218,9 @@ static int parse(struct args *a, int argc, char **argv)
         case JSON:
             a->json = true;
             break;
+        case BENCH:
+            a->bench = optarg;
+            break;
         case HELP:
             fputs(help, stdout);
             return 0;
@@ -228,6 +239,8 @@ static int parse(struct args *a, int argc, char **argv)
         return -1;
     if (a->json)
         return usage("--json goes with --list-devices");
+    if (a->bench)
+        return a->model ? -1 : usage("--bench needs --model");
     if (!a->connect)
         return usage("--connect is missing");
     if (a->model && (a->cache || a->cache_limit_bytes))
@@ -422,6 +435,14 @@ int main(int argc, char **argv)
         default_name(name);
     esp_log_init(&log, name);
     log.level = a.level;
+    if (a.bench) {
+        const struct esp_bench_options o = {
+            .model = a.model, .device = a.device, .memory_bytes = a.memory_bytes, .what = a.bench};
+        st = esp_bench_run(&o, stdout, &log, &err);
+        if (st)
+            fprintf(stderr, "espalier-worker: %s\n", err.text);
+        return st ? 1 : 0;
+    }
     st = work(&a, keys, &log, name, &still_busy, &err);
     if (st)
         fprintf(stderr, "espalier-worker: %s: %s\n", name, err.text);

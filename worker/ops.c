@@ -117,6 +117,7 @@ struct launch {
     uint32_t push_bytes;
     uint32_t chunk;
     struct esp_grid grid;
+    struct esp_profile_work work;
 };
 
 static void launch(struct esp_rec *rec, const struct launch *l)
@@ -150,7 +151,7 @@ static void launch(struct esp_rec *rec, const struct launch *l)
                                 &sp->set[l->chunk], 0, NULL);
     vkCmdPushConstants(rec->cmd, esp_pipe_layout(sp->vk), VK_SHADER_STAGE_COMPUTE_BIT, 0, l->push_bytes,
                        l->push);
-    esp_profile_begin(sp->profile, rec->cmd, l->code->name);
+    esp_profile_begin(sp->profile, rec->cmd, l->code->name, &l->work);
     vkCmdDispatchIndirect(rec->cmd, sp->step.buf, (ESP_STEP_GRIDS + (VkDeviceSize)slot * ESP_STEP_GRID) * 4);
     esp_profile_end(sp->profile, rec->cmd);
 }
@@ -197,13 +198,20 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                                                  w->bias == ESP_NONE ? ESP_NONE : w->bias + w->part[i].row0,
                                              .count = count_word(how->count),
                                              .cap = how->cap};
-        struct launch l = {.code = code,
-                           .spec = spec,
-                           .n_spec = how->few ? 2 : 1,
-                           .push = &push,
-                           .push_bytes = sizeof push,
-                           .chunk = w->part[i].chunk,
-                           .grid = {.count = how->count, .dims = {1, 1, 1}}};
+        struct launch l = {
+            .code = code,
+            .spec = spec,
+            .n_spec = how->few ? 2 : 1,
+            .push = &push,
+            .push_bytes = sizeof push,
+            .chunk = w->part[i].chunk,
+            .grid = {.count = how->count, .dims = {1, 1, 1}},
+            .work = {.n = w->n,
+                     .k = w->kp,
+                     .pass_bytes = (uint64_t)w->part[i].n_row * esp_wtype_n_bytes(w->wtype, w->kp),
+                     .pass_rows = how->few,
+                     .wants = how->count == ESP_COUNT_WANTS,
+                     .row_flop = 2.0 * w->part[i].n_row * w->kp}};
         if (!code) {
             rec->st = rec->st ? rec->st
                               : esp_fail(rec->err, ESP_E_UNSUPPORTED, "no kernel for %s weights",
@@ -299,15 +307,19 @@ void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qk
                                             .n_kv = how->n_kv,
                                             .softcap = how->softcap};
 
-    launch(rec, &(struct launch){.code = find(rec, ESP_K_ATTENTION, ESP_W_NONE),
-                                 .spec = spec,
-                                 .n_spec = 5,
-                                 .push = &push,
-                                 .push_bytes = sizeof push,
-                                 .grid = {.count = ESP_COUNT_TILES,
-                                          .div = 1,
-                                          .axis = 0,
-                                          .dims = {1, how->n_kv * div_up(g, gb), 1}}});
+    launch(rec,
+           &(struct launch){.code = find(rec, ESP_K_ATTENTION, ESP_W_NONE),
+                            .spec = spec,
+                            .n_spec = 5,
+                            .push = &push,
+                            .push_bytes = sizeof push,
+                            .grid = {.count = ESP_COUNT_TILES,
+                                     .div = 1,
+                                     .axis = 0,
+                                     .dims = {1, how->n_kv * div_up(g, gb), 1}},
+                            .work = {.window = how->window,
+                                     .pair_flop = 4.0 * how->n_head * how->head_dim,
+                                     .position_bytes = 2.0 * how->n_kv * how->head_dim * sizeof(float)}});
 }
 
 void esp_op_embed(struct esp_rec *rec, struct esp_rows y, struct esp_rows features, const struct esp_mat *w,

@@ -6,16 +6,11 @@
 #include "worker/vk_cmd.h"
 
 #define MAX_SPANS 8192 /* recorded dispatches; later ones go unmeasured */
-#define MAX_NAMES 128
-
-struct name {
-    char text[64];
-    uint64_t n_call;
-    double seconds;
-};
+#define MAX_SUMS  256
 
 struct span {
-    uint32_t name;
+    uint32_t sum;
+    struct esp_profile_work work;
     uint64_t last_start; /* a command buffer that did not run again still shows its old values */
 };
 
@@ -23,10 +18,10 @@ struct esp_profile {
     struct esp_vk *vk;
     VkQueryPool pool;
     uint64_t mask;
-    uint32_t n_span, n_name;
+    uint32_t n_span, n_sum;
     bool open;
     struct span span[MAX_SPANS];
-    struct name name[MAX_NAMES];
+    struct esp_profile_sum sum[MAX_SUMS];
 };
 
 /* A query must have been reset before it may be asked, even for whether it has anything to say. */
@@ -79,22 +74,26 @@ void esp_profile_destroy(struct esp_profile **pp)
     *pp = NULL;
 }
 
-static uint32_t name_index(struct esp_profile *p, const char *what)
+static uint32_t sum_index(struct esp_profile *p, const char *what, uint32_t n, uint32_t k)
 {
-    for (uint32_t i = 0; i < p->n_name; i++)
-        if (strcmp(p->name[i].text, what) == 0)
+    for (uint32_t i = 0; i < p->n_sum; i++)
+        if (strcmp(p->sum[i].name, what) == 0 && p->sum[i].n == n && p->sum[i].k == k)
             return i;
-    if (p->n_name == MAX_NAMES)
-        return MAX_NAMES - 1;
-    snprintf(p->name[p->n_name].text, sizeof p->name[0].text, "%s", what);
-    return p->n_name++;
+    if (p->n_sum == MAX_SUMS)
+        return MAX_SUMS - 1;
+    snprintf(p->sum[p->n_sum].name, sizeof p->sum[0].name, "%s", what);
+    p->sum[p->n_sum].n = n;
+    p->sum[p->n_sum].k = k;
+    return p->n_sum++;
 }
 
-void esp_profile_begin(struct esp_profile *p, VkCommandBuffer cmd, const char *what)
+void esp_profile_begin(struct esp_profile *p, VkCommandBuffer cmd, const char *what,
+                       const struct esp_profile_work *work)
 {
     if (!p || p->n_span == MAX_SPANS)
         return;
-    p->span[p->n_span].name = name_index(p, what);
+    p->span[p->n_span].work = *work;
+    p->span[p->n_span].sum = sum_index(p, what, work->n, work->k);
     p->open = true;
     vkCmdResetQueryPool(cmd, p->pool, 2 * p->n_span, 2);
     vkCmdWriteTimestamp(cmd, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, p->pool, 2 * p->n_span);
@@ -109,7 +108,17 @@ void esp_profile_end(struct esp_profile *p, VkCommandBuffer cmd)
     p->n_span++;
 }
 
-void esp_profile_collect(struct esp_profile *p)
+static void add_work(struct esp_profile_sum *sum, const struct esp_profile_work *w,
+                     const struct esp_profile_counts *c)
+{
+    const uint32_t rows = w->wants ? c->wants : c->rows;
+    const uint32_t passes = w->pass_rows ? (rows + w->pass_rows - 1) / w->pass_rows : rows > 0;
+
+    sum->bytes += (double)w->pass_bytes * passes + w->position_bytes * c->positions[w->window];
+    sum->flop += w->row_flop * rows + w->pair_flop * c->pairs[w->window];
+}
+
+void esp_profile_collect(struct esp_profile *p, const struct esp_profile_counts *counts)
 {
     if (!p)
         return;
@@ -117,34 +126,71 @@ void esp_profile_collect(struct esp_profile *p)
         uint64_t v[2][2]; /* start and end, each with its availability */
         VkResult r = vkGetQueryPoolResults(p->vk->dev, p->pool, 2 * i, 2, sizeof v, v, sizeof v[0],
                                            VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WITH_AVAILABILITY_BIT);
-        struct name *n = &p->name[p->span[i].name];
+        struct esp_profile_sum *sum = &p->sum[p->span[i].sum];
         if (r < 0 || !v[0][1] || !v[1][1] || v[0][0] == p->span[i].last_start)
             continue;
         p->span[i].last_start = v[0][0];
-        n->n_call++;
-        n->seconds += (double)((v[1][0] - v[0][0]) & p->mask) * p->vk->props.limits.timestampPeriod * 1e-9;
+        sum->n_call++;
+        add_work(sum, &p->span[i].work, counts);
+        sum->seconds += (double)((v[1][0] - v[0][0]) & p->mask) * p->vk->props.limits.timestampPeriod * 1e-9;
     }
+}
+
+void esp_profile_clear(struct esp_profile *p)
+{
+    for (uint32_t i = 0; p && i < p->n_sum; i++) {
+        p->sum[i].n_call = 0;
+        p->sum[i].seconds = p->sum[i].bytes = p->sum[i].flop = 0;
+    }
+}
+
+bool esp_profile_at(const struct esp_profile *p, uint32_t i, struct esp_profile_sum *out)
+{
+    if (!p || i >= p->n_sum)
+        return false;
+    *out = p->sum[i];
+    return true;
 }
 
 static int slower_first(const void *a, const void *b)
 {
-    double x = ((const struct name *)a)->seconds, y = ((const struct name *)b)->seconds;
+    double x = ((const struct esp_profile_sum *)a)->seconds, y = ((const struct esp_profile_sum *)b)->seconds;
     return (x < y) - (x > y);
+}
+
+/* Sums of one kernel's shapes, added up. */
+static uint32_t by_name(struct esp_profile_sum out[MAX_SUMS], const struct esp_profile *p)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < p->n_sum; i++) {
+        uint32_t at = 0;
+        while (at < n && strcmp(out[at].name, p->sum[i].name) != 0)
+            at++;
+        if (at == n) {
+            out[n++] = p->sum[i];
+        } else {
+            out[at].n_call += p->sum[i].n_call;
+            out[at].seconds += p->sum[i].seconds;
+        }
+    }
+    return n;
 }
 
 void esp_profile_log(const struct esp_profile *p, const struct esp_log *log)
 {
-    struct name sorted[MAX_NAMES];
+    struct esp_profile_sum sorted[MAX_SUMS];
     double total = 0;
+    uint32_t n;
 
     if (!p)
         return;
-    memcpy(sorted, p->name, p->n_name * sizeof sorted[0]);
-    qsort(sorted, p->n_name, sizeof sorted[0], slower_first);
-    for (uint32_t i = 0; i < p->n_name; i++)
+    n = by_name(sorted, p);
+    qsort(sorted, n, sizeof sorted[0], slower_first);
+    for (uint32_t i = 0; i < n; i++)
         total += sorted[i].seconds;
-    for (uint32_t i = 0; i < p->n_name; i++)
-        esp_log(log, ESP_LOG_INFO, "profile kernel=%s calls=%llu seconds=%.6f share=%.3f", sorted[i].text,
+    for (uint32_t i = 0; i < n && sorted[i].n_call > 0; i++)
+        esp_log(log, ESP_LOG_INFO, "profile kernel=%s calls=%llu seconds=%.6f share=%.3f", sorted[i].name,
                 (unsigned long long)sorted[i].n_call, sorted[i].seconds,
                 total > 0 ? sorted[i].seconds / total : 0.0);
 }

@@ -251,6 +251,11 @@ const struct esp_checkpoint *esp_stage_checkpoint(const struct esp_stage *s)
     return s->ck;
 }
 
+struct esp_profile *esp_stage_profile(const struct esp_stage *s)
+{
+    return s->space.profile;
+}
+
 void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
 {
     memset(out, 0, sizeof *out);

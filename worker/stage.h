@@ -19,6 +19,7 @@
 
 struct esp_vk;    /* an opened device: worker/vk_device.h */
 struct esp_shelf; /* the weights it holds: worker/shelf.h */
+struct esp_profile;
 struct esp_stage;
 
 /** What a placement gives this worker; meaning as in struct esp_msg_place. Both ranges empty: a spare. */
@@ -79,6 +80,9 @@ struct esp_stage_info_out {
     uint32_t n_seqs, n_images; /* live now */
 };
 void esp_stage_info(const struct esp_stage *stage, struct esp_stage_info_out *out);
+
+/** Where its device time goes; NULL unless the device was opened to tell (worker/profile.h). Borrowed. */
+struct esp_profile *esp_stage_profile(const struct esp_stage *stage);
 
 /** An intermediate value, asked for by `trace`. Named as among the golden tensors. */
 struct esp_stage_trace {

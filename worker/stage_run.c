@@ -102,7 +102,11 @@ esp_status esp_stage_run(struct esp_stage *s, const struct esp_program *const *p
         st = esp_submit_wait(s->vk, cmds, n, apart, err);
     if (st == ESP_E_DEVICE)
         s->lost = true;
-    esp_profile_collect(s->space.profile);
+    if (s->space.profile) {
+        struct esp_profile_counts counts;
+        esp_batch_counts(&s->batch, &counts);
+        esp_profile_collect(s->space.profile, &counts);
+    }
     out->compute_seconds += seconds() - t0;
     return st;
 }

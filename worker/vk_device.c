@@ -520,6 +520,15 @@ void esp_vk_close(struct esp_vk **vkp)
     *vkp = NULL;
 }
 
+esp_status esp_vk_set_profile(struct esp_vk *vk, bool profile, struct esp_err *err)
+{
+    if (profile && !vk->props.limits.timestampComputeAndGraphics)
+        return esp_fail(err, ESP_E_UNSUPPORTED, "%s has no timestamps: it cannot be profiled",
+                        vk->report.name);
+    vk->profile = profile;
+    return ESP_OK;
+}
+
 const struct esp_vk_report *esp_vk_report(const struct esp_vk *vk)
 {
     return &vk->report;

@@ -85,6 +85,12 @@ const struct esp_vk_report *esp_vk_report(const struct esp_vk *vk);
 /** Measures memory bandwidth and product rate with the kernels that will run: about 0.2 s. */
 esp_status esp_vk_measure(struct esp_vk *vk, struct esp_err *err);
 
+/**
+ * Whether stages made from here on write timestamps around every dispatch.
+ * Errors: ESP_E_UNSUPPORTED (the device has none).
+ */
+esp_status esp_vk_set_profile(struct esp_vk *vk, bool profile, struct esp_err *err);
+
 /** Prints every device, usable or not and why, as a table or as a JSON array. */
 esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err);
 

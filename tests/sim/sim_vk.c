@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "tests/sim/sim_device.h"
+#include "worker/bench.h"
 
 static const struct sim_profile *the_profile;
 static const struct esp_config *the_config;
@@ -102,4 +103,10 @@ esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err)
 {
     fputs(json ? "[]\n" : "simulated: --simulate PROFILE.json\n", out);
     return ESP_OK;
+}
+
+esp_status esp_bench_run(const struct esp_bench_options *options, FILE *out, const struct esp_log *log,
+                         struct esp_err *err)
+{
+    return esp_fail(err, ESP_E_UNSUPPORTED, "%s: a simulated device has no speed of its own", options->model);
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/bench.h"
 #include "worker/vk_device.h"
 
 static struct esp_vk_report report = {.name = "Fake",
@@ -44,4 +45,10 @@ esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err)
 {
     fputs(json ? "[{\"name\": \"Fake\"}]\n" : "0  Fake\n", out);
     return ESP_OK;
+}
+
+esp_status esp_bench_run(const struct esp_bench_options *options, FILE *out, const struct esp_log *log,
+                         struct esp_err *err)
+{
+    return esp_fail(err, ESP_E_UNSUPPORTED, "%s: the fake device takes no time", options->model);
 }

@@ -121,6 +121,32 @@ static void test_tile_reach(void **state)
     free(s.words);
 }
 
+/* What a profile counts: a sequence's positions once, however many tiles it is cut into. */
+static void test_counts(void **state)
+{
+    const struct esp_grids none = {0};
+    const struct esp_want want = {.row = 5};
+    struct esp_profile_counts counts;
+    struct step s;
+
+    step_open(&s);
+    for (uint32_t i = 0; i < 5; i++) /* positions 10 to 14, behind each other, with a window of 4 */
+        esp_batch_row(&s.b, 0, 10 + i, 11 + i, 7 + i, 0);
+    esp_batch_row(&s.b, 0, 20, 21, 17, 0);
+    esp_batch_tiles(&s.b, 0, 5, 700, 2);
+    esp_batch_tiles(&s.b, 5, 1, 800, 2);
+    esp_batch_wants(&s.b, &want, 1);
+    esp_batch_seal(&s.b, &none);
+    esp_batch_counts(&s.b, &counts);
+    assert_int_equal(counts.rows, 6);
+    assert_int_equal(counts.wants, 1);
+    assert_true(counts.pairs[0] == 11 + 12 + 13 + 14 + 15 + 21);
+    assert_true(counts.pairs[1] == 6 * 4);
+    assert_true(counts.positions[0] == 15 + 21);
+    assert_true(counts.positions[1] == 15 - 7 + 4);
+    free(s.words);
+}
+
 static void test_wants(void **state)
 {
     const struct esp_grids none = {0};
@@ -209,7 +235,7 @@ static void test_grids(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_records), cmocka_unit_test(test_tile_reach),
-                                       cmocka_unit_test(test_wants), cmocka_unit_test(test_full),
-                                       cmocka_unit_test(test_grids)};
+                                       cmocka_unit_test(test_counts),  cmocka_unit_test(test_wants),
+                                       cmocka_unit_test(test_full),    cmocka_unit_test(test_grids)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

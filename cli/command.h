@@ -13,6 +13,7 @@ int esp_command_up(int argc, char **argv);
 int esp_command_cluster(int argc, char **argv);
 int esp_command_tokenize(int argc, char **argv);
 int esp_command_devices(int argc, char **argv);
+int esp_command_bench(int argc, char **argv);
 int esp_command_verify(int argc, char **argv);
 int esp_command_keygen(int argc, char **argv);
 

@@ -17,6 +17,7 @@ static const struct {
     {"verify", "whether every worker's device computes rightly", esp_command_verify},
     {"tokenize", "text to ids and back", esp_command_tokenize},
     {"devices", "Vulkan devices of this machine", esp_command_devices},
+    {"bench", "how fast a device or a cluster is, and what it could be", esp_command_bench},
     {"keygen", "keys for a cluster that others can reach", esp_command_keygen},
 };
 

@@ -9,16 +9,17 @@
 #include "cli/embed.h"
 #include "cli/term.h"
 #include "model/config.h"
+#include "model/wtype.h"
 #include "proto/wire.h"
 
 #define ESP_DEFAULT_WORKERS 2 /* so that the cluster's path is what everyone uses */
-#define ESP_N_CLUSTER_ARGS  11
+#define ESP_N_CLUSTER_ARGS  12
 #define ESP_N_INPUT_ARGS    1
 #define ESP_N_OUTPUT_ARGS   3
 
 /** Which cluster: the options, their defaults, what was given. Zero it first. */
 struct esp_where {
-    const char *model, *connect, *split, *keys;
+    const char *model, *connect, *split, *keys, *weights;
     struct esp_texts devices;
     uint32_t workers, context, kv_tokens, memory_mib;
     uint32_t patience; /* seconds */

@@ -6,6 +6,7 @@
 #include "cli/figures.h"
 #include "cli/report.h"
 #include "cli/signals.h"
+#include "model/wtype.h"
 
 #define HOME        "\033[H"
 #define CLEAR_LINE  "\033[K"
@@ -20,8 +21,9 @@ static uint32_t n_running(const struct esp_msg_status *s)
 
 static void print_totals(FILE *f, const struct esp_msg_status *s)
 {
-    fprintf(f, "%s%s%s, placement %llu, up %s%s%s\n", s->ready ? "ready" : "not ready", s->why[0] ? ": " : "",
-            s->why, (unsigned long long)s->epoch, esp_figure_seconds(s->uptime).s,
+    fprintf(f, "%s%s%s, placement %llu%s%s, up %s%s%s\n", s->ready ? "ready" : "not ready",
+            s->why[0] ? ": " : "", s->why, (unsigned long long)s->epoch, s->weights ? ", weights as " : "",
+            s->weights ? esp_wtype_name((enum esp_wtype)s->weights) : "", esp_figure_seconds(s->uptime).s,
             s->doing[0] ? "; now " : "", s->doing);
     fprintf(f, "sessions: %u running, %u queued, %u waiting for room or workers; %.1f tokens/s\n",
             n_running(s), s->n_queued, s->n_waiting, s->tokens_per_second);

@@ -242,6 +242,8 @@ static esp_status start_coordinator(struct esp_embed *embed, const struct esp_em
         add(&a, "--split", o->split);
     if (o->final_softcap)
         add(&a, "--final-softcap", NULL);
+    if (o->weights)
+        add(&a, "--weights", o->weights);
     if (o->insecure)
         add(&a, "--insecure", NULL);
     add(&a, "--log-level", log_level(o->verbose));

@@ -28,6 +28,7 @@ struct esp_embed_options {
     uint32_t context, kv_tokens;     /* tokens; 0: the coordinator's default */
     uint32_t memory_mib;             /* of each worker; 0: what its device offers */
     bool final_softcap, insecure;
+    const char *weights; /* passed on; NULL: as stored */
     const char *keys; /* what keygen made, whole: coordinator/ and workers/w0, w1, ... are used; NULL: none */
     unsigned verbose; /* children's log: 0 warn, 1 info, 2 debug, 3 trace */
 };

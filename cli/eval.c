@@ -197,6 +197,8 @@ static esp_status identify(struct options *o, struct esp_err *err)
     esp_status st = ESP_OK;
 
     memcpy(o->header.data, o->eval.data.hash, sizeof o->header.data);
+    if (ask->where.weights)
+        (void)esp_wtype_parse(&o->header.weights, ask->where.weights); /* which was checked */
     o->header.decoding = decoding_json(&o->eval.decoding);
     if (!o->header.decoding)
         return esp_fail(err, ESP_E_NOMEM, "options: out of memory");
@@ -221,6 +223,7 @@ static esp_status identify(struct options *o, struct esp_err *err)
         st =
             esp_fail(err, ESP_E_ARG, "%s serves another model than %s", ask->where.connect, ask->where.model);
     memcpy(o->header.model, status.status.fingerprint, sizeof o->header.model);
+    o->header.weights = (enum esp_wtype)status.status.weights;
     esp_msg_finish(&status);
     return st;
 }
@@ -274,6 +277,7 @@ static json_t *report(const struct options *o, const struct esp_eval_metrics *me
     for (size_t i = 0; i < 32; i++)
         snprintf(hex + 2 * i, 3, "%02x", o->header.model[i]);
     SET(json, "model", json_string(hex));
+    SET(json, "weights", json_string(esp_wtype_name(o->header.weights)));
     if (ok)
         return json;
     json_decref(json);

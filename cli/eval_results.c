@@ -54,6 +54,7 @@ static json_t *header_json(const struct esp_eval_header *header)
     SET(o, "espalier_eval", json_integer(FORMAT));
     SET(o, "data", hash_json(header->data));
     SET(o, "model", hash_json(header->model));
+    SET(o, "weights", json_string(esp_wtype_name(header->weights)));
     SET(o, "decoding", json_incref(header->decoding));
     if (ok)
         return o;
@@ -67,6 +68,7 @@ static esp_status check_header(struct reader *r, const json_t *o, struct esp_err
         const char *key, *what;
     } parts[] = {{"data", "another set of examples (the file or a picture of it is not what it was)"},
                  {"model", "another model"},
+                 {"weights", "weights held as another type"},
                  {"decoding", "other options of decoding"}};
     const json_t *format = json_object_get(o, "espalier_eval");
     json_t *ours;
@@ -82,7 +84,9 @@ static esp_status check_header(struct reader *r, const json_t *o, struct esp_err
     if (!ours)
         return esp_fail(err, ESP_E_NOMEM, "%s: out of memory", r->place);
     for (size_t i = 0; st == ESP_OK && i < sizeof parts / sizeof parts[0]; i++)
-        if (!json_equal(json_object_get(o, parts[i].key), json_object_get(ours, parts[i].key)))
+        if (!json_equal(json_object_get(o, parts[i].key), json_object_get(ours, parts[i].key)) &&
+            (strcmp(parts[i].key, "weights") != 0 || json_object_get(o, "weights") ||
+             r->header->weights != ESP_W_STORED))
             st = esp_fail(err, ESP_E_FORMAT, "%s: these are results of %s; name another file with --out",
                           r->place, parts[i].what);
     json_decref(ours);

@@ -2,7 +2,7 @@
  * The file of results: JSON lines, appended to as answers come, so that an evaluation that was stopped goes on where it
  * was.
  *
- *   {"espalier_eval": 1, "data": HASH, "model": HASH, "decoding": {...}}
+ *   {"espalier_eval": 1, "data": HASH, "model": HASH, "weights": "stored", "decoding": {...}}
  *   {"line": 3, "image": "a.jpg", "prompt": "caption en", "answer": "a cat", "text": "a dog", "ids": [...],
  *    "logprobs": [...], "finish": "eos", "scores": {...}}
  *   {"line": 4, ..., "error": "worker w1: ..."}
@@ -18,13 +18,15 @@
 
 #include "cli/eval_data.h"
 #include "cli/eval_score.h"
+#include "model/wtype.h"
 #include "proto/status.h"
 
 /** What results belong to; borrowed. */
 struct esp_eval_header {
     uint8_t data[ESP_EVAL_HASH_BYTES];
-    uint8_t model[32]; /* the checkpoint's fingerprint */
-    json_t *decoding;  /* an object */
+    uint8_t model[32];      /* the checkpoint's fingerprint */
+    enum esp_wtype weights; /* what the model's are held as; a file that does not say has them as stored */
+    json_t *decoding;       /* an object */
 };
 
 struct esp_eval_results;

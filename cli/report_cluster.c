@@ -4,6 +4,7 @@
 #include "cli/cluster.h"
 #include "cli/report.h"
 #include "cli/report_json.h"
+#include "model/wtype.h"
 
 static json_t *plan(const struct esp_stage_plan *p)
 {
@@ -69,6 +70,7 @@ static bool set_totals(json_t *o, const struct esp_msg_status *s)
     SET(o, "ready", json_boolean(s->ready));
     SET(o, "why", json_string(s->why));
     SET(o, "doing", json_string(s->doing));
+    SET(o, "weights", json_string(esp_wtype_name((enum esp_wtype)s->weights)));
     SET(o, "epoch", count(s->epoch));
     SET(o, "uptime", esp_json_number(s->uptime));
     SET(o, "sessions", json_integer(s->n_sessions));

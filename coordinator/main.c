@@ -27,6 +27,10 @@ static const char usage[] =
     "  --kv-tokens N      tokens of KV cache over all sequences (4 contexts)\n"
     "  --max-images N     pictures whose features are kept (as many as fill the KV cache; 4 to 64)\n"
     "  --split V/T,...    encoder and decoder layers of each worker, by hand, in the order of names\n"
+    "  --weights TYPE     what workers hold weights as: stored (as the files have them, the default), bf16, "
+    "f16, q8 or\n"
+    "                     q4 (8.5 and 4.5 bits a weight; faster and smaller, and not quite the same "
+    "answers)\n"
     "  --final-softcap    apply the final soft-cap of a PaliGemma 2 model to its logits\n"
     "  --keys DIR         the coordinator's keys, as 'espalier keygen' makes them (OUT/coordinator): every "
     "link is\n"
@@ -93,6 +97,7 @@ enum {
     OPT_HEARTBEAT,
     OPT_CHUNK,
     OPT_STOP_AFTER,
+    OPT_WEIGHTS,
     OPT_TIMEOUT
 };
 
@@ -104,6 +109,7 @@ static const struct option longs[] = {{"model", required_argument, NULL, OPT_MOD
                                       {"max-images", required_argument, NULL, OPT_IMAGES},
                                       {"split", required_argument, NULL, OPT_SPLIT},
                                       {"final-softcap", no_argument, NULL, OPT_SOFTCAP},
+                                      {"weights", required_argument, NULL, OPT_WEIGHTS},
                                       {"insecure", no_argument, NULL, OPT_INSECURE},
                                       {"keys", required_argument, NULL, OPT_KEYS},
                                       {"journal", required_argument, NULL, OPT_JOURNAL},
@@ -164,6 +170,9 @@ static int parse(struct options *o, int argc, char **argv)
             break;
         case OPT_SPLIT:
             o->server.split = optarg;
+            break;
+        case OPT_WEIGHTS:
+            good = esp_wtype_parse(&o->server.weights, optarg);
             break;
         case OPT_SOFTCAP:
             o->server.final_softcap = true;

@@ -5,13 +5,16 @@
 
 #include "coordinator/cost.h"
 #include "coordinator/split.h"
+#include "model/quant.h"
 
-/* What the model's weights take a number on a device: the widest type of its large tensors, as stored. */
-static double bytes_per_weight(const struct esp_checkpoint *ck)
+/* What the model's weights take a number on a device; as they are stored: the widest type of its large tensors. */
+static double bytes_per_weight(const struct esp_checkpoint *ck, enum esp_wtype weights)
 {
     static const enum esp_role large[] = {ESP_T_EMBED, ESP_T_GATE_W, ESP_T_Q_W, ESP_V_FC1_W, ESP_V_Q_W};
     size_t most = 0;
 
+    if (weights != ESP_W_STORED)
+        return (double)esp_wtype_n_bytes(weights, ESP_QUANT_BLOCK) / ESP_QUANT_BLOCK;
     for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) {
         const struct esp_tensor *t = esp_checkpoint_tensor(ck, large[i], 0);
         const size_t n = t ? esp_dtype_n_bytes(t->dtype) : 0;
@@ -39,7 +42,7 @@ static esp_status work_create(struct work **out, const struct esp_plan_input *in
 {
     const struct esp_config *config = esp_checkpoint_config(in->ck);
     const struct esp_cluster_options *o = in->options;
-    const struct esp_cost_options cost_options = {.bytes_per_weight = bytes_per_weight(in->ck),
+    const struct esp_cost_options cost_options = {.bytes_per_weight = bytes_per_weight(in->ck, o->weights),
                                                   .n_image = 1,
                                                   .max_rows = o->sizing.context,
                                                   .max_seqs = ESP_CLUSTER_LOGIT_ROWS};
@@ -101,7 +104,8 @@ static void fill(struct esp_plan *out, const struct work *k, const struct esp_pl
                                               .kv_tokens = o->sizing.kv_tokens,
                                               .max_seqs = ESP_CLUSTER_MAX_SEQS,
                                               .max_images = o->sizing.max_images + ESP_CLUSTER_ENCODES,
-                                              .final_softcap = o->final_softcap}};
+                                              .final_softcap = o->final_softcap,
+                                              .weights = (uint32_t)o->weights}};
     }
     memcpy(out->enc, p->enc_order, sizeof out->enc);
     memcpy(out->dec, p->dec_order, sizeof out->dec);

@@ -17,6 +17,7 @@
 #include "coordinator/roster.h"
 #include "coordinator/sizing.h"
 #include "model/checkpoint.h"
+#include "model/wtype.h"
 #include "proto/status.h"
 #include "proto/wire.h"
 
@@ -34,6 +35,8 @@
 struct esp_cluster_options {
     struct esp_sizing sizing; /* filled */
     bool final_softcap;
+    enum esp_wtype
+        weights; /* what workers hold matrices as: all of them the same, or answers would depend on where layers are */
     const char *split; /* "V/T,V/T,...": layers a stage, by hand; NULL: placement decides */
 };
 

@@ -94,8 +94,10 @@ esp_status esp_server_create(struct esp_server **out, const struct esp_server_op
         st = open_model(sv, err);
     if (st)
         goto done;
-    sv->cluster_opt = (struct esp_cluster_options){
-        .sizing = sv->opt.sizing, .final_softcap = sv->opt.final_softcap, .split = sv->opt.split};
+    sv->cluster_opt = (struct esp_cluster_options){.sizing = sv->opt.sizing,
+                                                   .final_softcap = sv->opt.final_softcap,
+                                                   .weights = sv->opt.weights,
+                                                   .split = sv->opt.split};
     st = esp_sizing_fill(&sv->cluster_opt.sizing, sv->config, err);
     if (!st)
         st = esp_cluster_options_check(&sv->cluster_opt, sv->config, err);

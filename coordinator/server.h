@@ -18,6 +18,7 @@
 
 #include "coordinator/sizing.h"
 #include "coordinator/supply.h"
+#include "model/wtype.h"
 #include "proto/log.h"
 #include "proto/status.h"
 
@@ -28,8 +29,9 @@ struct esp_server_options {
     struct esp_sizing sizing;
     const char *split; /* "V/T,V/T,...", or NULL */
     bool final_softcap, insecure;
-    const char *keys;    /* the coordinator's key directory; NULL: none */
-    const char *journal; /* file; NULL: the default one of a tcp port (journal.h), else none */
+    enum esp_wtype weights; /* what workers hold matrices as */
+    const char *keys;       /* the coordinator's key directory; NULL: none */
+    const char *journal;    /* file; NULL: the default one of a tcp port (journal.h), else none */
     bool no_journal;
     uint32_t resume_within_s;          /* for clients of sessions that an earlier coordinator left; 0: 120 */
     uint32_t heartbeat_ms, timeout_ms; /* 0: 300 and 1600 */

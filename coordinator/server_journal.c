@@ -25,7 +25,7 @@ static void model_id(const struct esp_server *sv, uint8_t id[ESP_JOURNAL_MODEL_B
     uint8_t what[ESP_FINGERPRINT_BYTES + 1];
 
     memcpy(what, sv->fingerprint, sizeof sv->fingerprint);
-    what[ESP_FINGERPRINT_BYTES] = sv->opt.final_softcap;
+    what[ESP_FINGERPRINT_BYTES] = (uint8_t)(sv->opt.final_softcap | sv->opt.weights << 1);
     crypto_generichash(id, ESP_JOURNAL_MODEL_BYTES, what, sizeof what, NULL, 0);
 }
 

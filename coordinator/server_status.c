@@ -190,6 +190,7 @@ void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, ui
         msg.status.fewer = sv->cluster.plan.fewer;
         msg.status.fewer_latency = sv->cluster.plan.fewer_latency;
     }
+    msg.status.weights = (uint32_t)sv->opt.weights;
     memcpy(msg.status.fingerprint, sv->fingerprint, sizeof msg.status.fingerprint);
     st = esp_link_send(sv->link, to, &msg, &err);
     if (st && st != ESP_E_CLOSED) { /* who asked and went needs no answer */

@@ -103,7 +103,8 @@ static uint32_t nearest_scale(float d)
     return i < N_SCALE ? i : N_SCALE - 1;
 }
 
-static void q4_block(struct esp_q4_block *out, const float *x)
+/* @param pace  steps of z that are taken at once: 4 keeps zeros exact */
+static void q4_block(struct esp_q4_block *out, const float *x, uint32_t pace)
 {
     float least = 0, most = 0, best, d, z;
     uint32_t scale, zero;
@@ -116,13 +117,15 @@ static void q4_block(struct esp_q4_block *out, const float *x)
     scale = nearest_scale((most - least) / 15);
     if (scale == 0 && most - least <= scale_of(0))
         return; /* all of it would be rounded to zero, or nearly so */
-    z = 4 * (7.5f - (least + most) / (2 * scale_of(scale)));
-    zero = z < 0 ? 0 : z > N_ZERO - 1 ? N_ZERO - 1 : (uint32_t)(z + 0.5f);
+    z = 4 * (7.5f - (least + most) / (2 * scale_of(scale))) / (float)pace;
+    zero = z < 0 ? 0 : z > N_ZERO ? N_ZERO : (uint32_t)(z + 0.5f) * pace;
+    zero = zero < N_ZERO ? zero : N_ZERO - pace;
     best = q4_error(x, scale, zero);
     for (int walked = 0; walked < MAX_WALK; walked++) {
         const uint32_t at_scale = scale, at_zero = zero;
         for (int step = 0; step < 9; step++) {
-            const uint32_t s = at_scale + (uint32_t)(step / 3) - 1, n = at_zero + (uint32_t)(step % 3) - 1;
+            const uint32_t s = at_scale + (uint32_t)(step / 3) - 1,
+                           n = at_zero + ((uint32_t)(step % 3) - 1) * pace;
             float error;
             if (step == 4 || s >= N_SCALE ||
                 n >= N_ZERO) /* here, or past an end: unsigned ones wrap around */
@@ -159,7 +162,7 @@ size_t esp_quant_row(void *out, enum esp_wtype type, const float *x, size_t n)
             from = last;
         }
         if (type == ESP_W_Q4)
-            q4_block((struct esp_q4_block *)out + block, from);
+            q4_block((struct esp_q4_block *)out + block, from, from == last ? 4 : 1);
         else
             q8_block((struct esp_q8_block *)out + block, from);
     }

@@ -6,7 +6,8 @@
  *   q8  w = d * q            q in -127 .. 127, d a bfloat16
  *   q4  w = d * (q - z / 4)  q in 0 .. 15, z in 0 .. 63, d = (1 + m/16) * 2^(e - 40) with e in 0 .. 63, m in 0 .. 15
  *
- * A block of zero bytes is a block of zero weights, in both. Every weight is exactly a float32: significands of
+ * A block of zero bytes is a block of zero weights, in both, and what fills up a row is exactly zero: z of such a block of q4 is a
+ * multiple of 4. Devices may have anything in the columns of x there. Every weight is exactly a float32: significands of
  * 8 + 7 and of 5 + 7 bits.
  *
  * Why no float16 scales: those below 2^-14 are subnormal, which GPUs may take for zero, and q8 would need them

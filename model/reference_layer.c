@@ -3,6 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/quant.h"
+#include "model/roles.h"
+
 #define SLICE_WEIGHTS (1u << 20) /* widened at a time */
 #define MAX_BLOCKS    96         /* of one layer's work, which takes about 60 */
 
@@ -45,6 +48,15 @@ static void *take(struct work *w, size_t n, size_t each)
     return p;
 }
 
+/* What was taken last, before the end; NULL is fine. */
+static void give(struct work *w, void *p)
+{
+    if (p && w->n_block && w->block[w->n_block - 1] == p) {
+        free(p);
+        w->n_block--;
+    }
+}
+
 /* Whether there is nothing to go on with. */
 static bool over(struct work *w)
 {
@@ -57,6 +69,33 @@ static bool over(struct work *w)
 static void widen(float *out, const struct esp_tensor *t, size_t at, size_t n)
 {
     esp_dtype_to_f32(out, (const char *)t->data + at * esp_dtype_n_bytes(t->dtype), t->dtype, n);
+}
+
+/* Rows [row0, row0 + n) of a weight matrix of n_in columns, as the source's weights are: of a type that its device holds. */
+static void rows_of(struct work *w, float *out, enum esp_role role, uint32_t layer, size_t row0, size_t n,
+                    size_t n_in)
+{
+    const struct esp_tensor *t = esp_checkpoint_tensor(w->src->ck, role, layer);
+    const enum esp_wtype type = esp_role_wtype(w->c, role, w->src->weights);
+    void *blocks;
+
+    widen(out, t, row0 * n_in, n * n_in);
+    if (type == ESP_W_BF16)
+        for (size_t i = 0; i < n * n_in; i++)
+            out[i] = esp_bf16_to_f32(esp_f32_to_bf16(out[i]));
+    else if (type == ESP_W_F16)
+        for (size_t i = 0; i < n * n_in; i++)
+            out[i] = esp_f16_to_f32(esp_f32_to_f16(out[i]));
+    if (!esp_wtype_quantised(type))
+        return;
+    blocks = take(w, (n_in + ESP_QUANT_BLOCK - 1) / ESP_QUANT_BLOCK,
+                  sizeof(struct esp_q8_block)); /* or smaller ones */
+    for (size_t i = 0; blocks && i < n; i++) {
+        /* a row that cannot be quantised was refused when the device loaded it */
+        esp_quant_row(blocks, type, out + i * n_in, n_in);
+        esp_quant_values(out + i * n_in, type, blocks, n_in);
+    }
+    give(w, blocks);
 }
 
 static float *vector(struct work *w, enum esp_role role, uint32_t layer, size_t n)
@@ -82,7 +121,6 @@ static void linear_into(struct work *w, double *out, const float *x, size_t n, s
                         enum esp_role weight, enum esp_role bias, uint32_t layer)
 {
     const size_t most = SLICE_WEIGHTS / n_in ? SLICE_WEIGHTS / n_in : 1, cols = most < n_out ? most : n_out;
-    const struct esp_tensor *t = esp_checkpoint_tensor(w->src->ck, weight, layer);
     const float *b = bias == ESP_N_ROLE ? NULL : vector(w, bias, layer, n_out);
     float *slice = take(w, cols * n_in, sizeof *slice);
     double *y = take(w, n * cols, sizeof *y);
@@ -90,7 +128,9 @@ static void linear_into(struct work *w, double *out, const float *x, size_t n, s
     for (size_t at = 0; at < n_out && !over(w); at += cols) {
         const size_t m = n_out - at < cols ? n_out - at : cols;
 
-        widen(slice, t, at * n_in, m * n_in);
+        rows_of(w, slice, weight, layer, at, m, n_in);
+        if (w->st)
+            return;
         esp_ref_matmul(y, x, slice, b ? b + at : NULL, n, m, n_in);
         for (size_t i = 0; i < n; i++)
             memcpy(out + i * n_out + at, y + i * m, m * sizeof *y);
@@ -279,8 +319,7 @@ esp_status esp_ref_text_embed(double *out, const struct esp_ref_source *src, con
     table = take(&w, n * t->width, sizeof *table);
     in_order = take(&w, n, sizeof *in_order);
     for (size_t i = 0; !w.st && i < n; i++) {
-        widen(table + i * t->width, esp_checkpoint_tensor(src->ck, ESP_T_EMBED, 0), (size_t)ids[i] * t->width,
-              t->width);
+        rows_of(&w, table + i * t->width, ESP_T_EMBED, 0, (size_t)ids[i], 1, t->width);
         in_order[i] = (uint32_t)i;
     }
     if (!w.st)

@@ -13,12 +13,15 @@
 
 #include "model/checkpoint.h"
 #include "model/reference.h"
+#include "model/wtype.h"
 
 /** Whose tensors, and whether to go on. */
 struct esp_ref_source {
     const struct esp_checkpoint *ck;
     bool (*stop)(void *arg); /* asked every few milliseconds; NULL: never */
     void *arg;
+    enum esp_wtype
+        weights; /* what matrices are: as they are stored, or as rows of that type would be on a device */
 };
 
 /** The first n patches of a picture through SigLIP's patch embedding, without positions. out: f64[n, D]. */

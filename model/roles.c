@@ -92,6 +92,33 @@ bool esp_role_has_layers(enum esp_role role)
     return roles[role].when != ONCE;
 }
 
+enum esp_wtype esp_role_wtype(const struct esp_config *c, enum esp_role role, enum esp_wtype want)
+{
+    switch (role) {
+    case ESP_V_PATCH_W:
+    case ESP_V_Q_W:
+    case ESP_V_K_W:
+    case ESP_V_V_W:
+    case ESP_V_FC1_W:
+    case ESP_V_FC2_W:
+    case ESP_P_W:
+    case ESP_T_EMBED:
+    case ESP_T_Q_W:
+    case ESP_T_K_W:
+    case ESP_T_V_W:
+    case ESP_T_GATE_W:
+    case ESP_T_UP_W:
+    case ESP_T_DOWN_W:
+        return want;
+    case ESP_V_O_W:
+        return esp_wtype_quantised(want) && c->vision.head_dim % 8 ? ESP_W_STORED : want;
+    case ESP_T_O_W:
+        return esp_wtype_quantised(want) && c->text.head_dim % 8 ? ESP_W_STORED : want;
+    default:
+        return ESP_W_STORED;
+    }
+}
+
 static uint64_t dim_value(const struct esp_config *c, enum dim dim)
 {
     switch (dim) {

@@ -16,6 +16,7 @@
 
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/wtype.h"
 
 enum esp_layout {
     ESP_LAYOUT_PUBLISHED, /* google/paligemma-*; transformers up to 4.51 */
@@ -38,6 +39,13 @@ bool esp_role_has_layers(enum esp_role role);
 
 /** The stored shape of such a tensor; returns its rank, 1 to 4. */
 uint32_t esp_role_shape(uint64_t shape[4], const struct esp_config *config, enum esp_role role);
+
+/**
+ * What a wish comes to for a role: `want` for matrices that rows are multiplied by, the embedding table included;
+ * ESP_W_STORED for all else. Quantised columns are not cut by heads that need padding on a device (a head_dim that is no
+ * multiple of 8, as no published model has it): such an output projection stays as stored.
+ */
+enum esp_wtype esp_role_wtype(const struct esp_config *config, enum esp_role role, enum esp_wtype want);
 
 /** The stored name; layer is ignored for roles without layers. Returns buf. */
 const char *esp_role_name(char buf[ESP_TENSOR_NAME_MAX], enum esp_layout layout,

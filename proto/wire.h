@@ -21,7 +21,7 @@
 
 #include "proto/status.h"
 
-#define ESP_PROTO_VERSION  3u
+#define ESP_PROTO_VERSION  4u
 #define ESP_MAX_NAME       63          /* bytes of a worker's name */
 #define ESP_MAX_TEXT       65536       /* bytes of a prompt, a suffix, an error or a piece of text */
 #define ESP_MAX_ENDPOINT   255         /* bytes */
@@ -145,6 +145,7 @@ struct esp_msg_place {
     uint64_t carry;
     uint32_t n_moves;
     bool warm;
+    uint32_t weights; /* model/wtype.h: enum esp_wtype */
 };
 
 struct esp_msg_warmed {
@@ -403,6 +404,7 @@ struct esp_msg_status {
     uint32_t fewer;
     double fewer_latency;
     uint8_t fingerprint[32]; /* of the checkpoint that is served; zeros: not told */
+    uint32_t weights;        /* enum esp_wtype: what they are held as */
 };
 
 struct esp_msg_drain {

@@ -167,6 +167,7 @@ static const struct esp_wire_field place_fields[] = {
     U64(PLACE, carry, 0),
     U32(PLACE, n_moves, 0, ESP_MAX_STAGES),
     BOOL(PLACE, warm),
+    U32(PLACE, weights, 0, 5),
 };
 TABLE(place, PLACE, place);
 
@@ -591,6 +592,7 @@ static const struct esp_wire_field status_fields[] = {
     F64(STATUS, fewer_latency, NOT_NEGATIVE),
     STR(STATUS, doing, LINE, 0, ESP_MAX_TEXT),
     BYTES32(STATUS, fingerprint),
+    U32(STATUS, weights, 0, 5),
 };
 TABLE(status, STATUS, status);
 

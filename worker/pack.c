@@ -50,8 +50,6 @@ static uint32_t tensor_cols(const struct esp_tensor *t)
 void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec)
 {
     const struct esp_tensor *first = spec->part[0].tensor;
-    const struct esp_pack_heads *h = &spec->k_heads;
-    const bool whole = !h->n || esp_pack_head_dim(h->head_dim) == h->head_dim;
 
     memset(out, 0, sizeof *out);
     out->wtype = esp_wtype_of(first->dtype);
@@ -61,7 +59,7 @@ void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec)
             out->wtype = ESP_W_F32;
         out->n += axis_len(tensor_rows(p->tensor), &p->heads);
     }
-    if (spec->want != ESP_W_STORED && (whole || !esp_wtype_quantised(spec->want)))
+    if (spec->want != ESP_W_STORED)
         out->wtype = spec->want;
     out->k = axis_len(tensor_cols(first), &spec->k_heads);
     out->np = (uint32_t)esp_round_up(out->n, 32);
@@ -169,7 +167,7 @@ esp_status esp_pack_row(void *out, const struct esp_pack_spec *spec, const struc
 {
     const struct esp_pack_part *part = NULL;
     uint32_t source = 0;
-    size_t done = dims->kp;
+    size_t done;
 
     if (!find_row(&part, &source, spec, r)) {
         memset(out, 0, esp_wtype_n_bytes(dims->wtype, dims->kp)); /* zero weights of any type */
@@ -185,10 +183,11 @@ esp_status esp_pack_row(void *out, const struct esp_pack_spec *spec, const struc
     }
     widen_row(scratch, spec, dims, part->tensor, source);
     if (esp_wtype_quantised(dims->wtype))
-        done = esp_quant_row(out, dims->wtype, scratch, dims->kp);
+        done = esp_quant_row(out, dims->wtype, scratch,
+                             dims->k); /* what fills up the last block is exactly zero */
     else
         done = narrow_row(out, dims->wtype, scratch, dims->kp);
-    if (done == dims->kp)
+    if (done >= dims->k)
         return ESP_OK;
     return no_such_weight(part->tensor, source,
                           axis_source((uint32_t)done, tensor_cols(part->tensor), &spec->k_heads),

@@ -51,8 +51,10 @@ struct esp_pack_spec {
     struct esp_pack_part part[ESP_PACK_PARTS];
     bool interleave;
     struct esp_pack_heads k_heads; /* of the columns */
-    enum esp_wtype want;           /* ESP_W_STORED: as the parts are stored, float32 where they differ */
-    enum esp_vk_class cls;         /* whose kernels read it */
+    /* ESP_W_STORED: as the parts are stored, float32 where they differ. What esp_role_wtype says, where heads in columns
+     * would have to be padded amid blocks */
+    enum esp_wtype want;
+    enum esp_vk_class cls; /* whose kernels read it */
 };
 
 /** The packed shape. */
@@ -65,10 +67,6 @@ struct esp_pack_dims {
     uint32_t group_bytes; /* of 8 rows, their share of a panel */
 };
 
-/**
- * A wish for quantised weights is not granted where heads in columns have to be padded: blocks are of columns as stored.
- * No published model has such heads; such a matrix stays as stored.
- */
 void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec);
 
 /** Bytes of scratch that packing takes. */

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "model/roles.h"
+
 uint32_t esp_piece_count(const struct esp_config *c)
 {
     return ESP_N_PIECE_END + c->vision.n_layer + c->text.n_layer;
@@ -26,13 +28,15 @@ bool esp_piece_of(uint32_t piece, const struct esp_config *c, const struct esp_s
     }
 }
 
-static void add_mat(struct esp_piece *p, const struct esp_pack_spec *spec, const struct esp_pack_part *bias)
+/* @param want  what esp_role_wtype says of it */
+static void add_mat(struct esp_piece *p, const struct esp_pack_spec *spec, const struct esp_pack_part *bias,
+                    enum esp_wtype want)
 {
     struct esp_piece_mat *m = &p->mat[p->n_mat++];
 
     m->spec = *spec;
     m->spec.cls = p->cls;
-    m->spec.want = p->want;
+    m->spec.want = want;
     esp_pack_dims(&m->dims, &m->spec);
     m->mat.n = m->dims.n;
     m->mat.np = m->dims.np;
@@ -51,12 +55,12 @@ static void add_mat(struct esp_piece *p, const struct esp_pack_spec *spec, const
 
 /* One tensor as it is. */
 static void add_simple(struct esp_piece *p, const struct esp_tensor *t, const struct esp_tensor *bias,
-                       struct esp_pack_heads k_heads)
+                       struct esp_pack_heads k_heads, enum esp_wtype want)
 {
     const struct esp_pack_spec spec = {.n_part = 1, .part = {{.tensor = t}}, .k_heads = k_heads};
     const struct esp_pack_part b = {.tensor = bias};
 
-    add_mat(p, &spec, bias ? &b : NULL);
+    add_mat(p, &spec, bias ? &b : NULL, want);
 }
 
 static void add_vec(struct esp_piece *p, uint32_t which, const struct esp_tensor *t)
@@ -69,37 +73,40 @@ static void encoder_layer(struct esp_piece *p, const struct esp_checkpoint *ck, 
 {
     const struct esp_vision_config *c = &esp_checkpoint_config(ck)->vision;
     const struct esp_pack_heads heads = {c->n_head, c->head_dim}, none = {0};
-#define T(role) esp_checkpoint_tensor(ck, ESP_V_##role, layer)
+#define T(role)    esp_checkpoint_tensor(ck, ESP_V_##role, layer)
+#define WANT(role) esp_role_wtype(esp_checkpoint_config(ck), ESP_V_##role, p->want)
     const struct esp_pack_spec qkv = {.n_part = 3,
                                       .part = {{T(Q_W), heads}, {T(K_W), heads}, {T(V_W), heads}}};
     const struct esp_pack_part bias[3] = {{T(Q_B), heads}, {T(K_B), heads}, {T(V_B), heads}};
 
     /* in the order of enum esp_piece_enc_mat */
-    add_mat(p, &qkv, bias);
-    add_simple(p, T(O_W), T(O_B), heads);
-    add_simple(p, T(FC1_W), T(FC1_B), none);
-    add_simple(p, T(FC2_W), T(FC2_B), none);
+    add_mat(p, &qkv, bias, WANT(Q_W));
+    add_simple(p, T(O_W), T(O_B), heads, WANT(O_W));
+    add_simple(p, T(FC1_W), T(FC1_B), none, WANT(FC1_W));
+    add_simple(p, T(FC2_W), T(FC2_B), none, WANT(FC2_W));
     add_vec(p, ESP_ENC_NORM1_W, T(LN1_W));
     add_vec(p, ESP_ENC_NORM1_B, T(LN1_B));
     add_vec(p, ESP_ENC_NORM2_W, T(LN2_W));
     add_vec(p, ESP_ENC_NORM2_B, T(LN2_B));
 #undef T
+#undef WANT
 }
 
 static void decoder_layer(struct esp_piece *p, const struct esp_checkpoint *ck, uint32_t layer)
 {
     const struct esp_text_config *c = &esp_checkpoint_config(ck)->text;
     const struct esp_pack_heads q = {c->n_head, c->head_dim}, kv = {c->n_kv_head, c->head_dim}, none = {0};
-#define T(role) esp_checkpoint_tensor(ck, ESP_T_##role, layer)
+#define T(role)    esp_checkpoint_tensor(ck, ESP_T_##role, layer)
+#define WANT(role) esp_role_wtype(esp_checkpoint_config(ck), ESP_T_##role, p->want)
     const struct esp_pack_spec qkv = {.n_part = 3, .part = {{T(Q_W), q}, {T(K_W), kv}, {T(V_W), kv}}};
     const struct esp_pack_spec gate_up = {
         .n_part = 2, .part = {{.tensor = T(GATE_W)}, {.tensor = T(UP_W)}}, .interleave = true};
 
     /* in the order of enum esp_piece_dec_mat */
-    add_mat(p, &qkv, NULL);
-    add_simple(p, T(O_W), NULL, q);
-    add_mat(p, &gate_up, NULL);
-    add_simple(p, T(DOWN_W), NULL, none);
+    add_mat(p, &qkv, NULL, WANT(Q_W));
+    add_simple(p, T(O_W), NULL, q, WANT(O_W));
+    add_mat(p, &gate_up, NULL, WANT(GATE_W));
+    add_simple(p, T(DOWN_W), NULL, none, WANT(DOWN_W));
     add_vec(p, ESP_DEC_NORM_ATTN, T(NORM_ATTN));
     add_vec(p, ESP_DEC_NORM_MLP, T(NORM_MLP));
     if (c->post_norms) {
@@ -107,24 +114,27 @@ static void decoder_layer(struct esp_piece *p, const struct esp_checkpoint *ck, 
         add_vec(p, ESP_DEC_NORM_POST_MLP, T(NORM_POST_MLP));
     }
 #undef T
+#undef WANT
 }
 
 static void end_piece(struct esp_piece *p, const struct esp_checkpoint *ck, uint32_t piece)
 {
     const struct esp_pack_heads none = {0};
-#define T(role) esp_checkpoint_tensor(ck, ESP_##role, 0)
+#define T(role)    esp_checkpoint_tensor(ck, ESP_##role, 0)
+#define WANT(role) esp_role_wtype(esp_checkpoint_config(ck), ESP_##role, p->want)
     if (piece == ESP_PIECE_PATCH) {
-        add_simple(p, T(V_PATCH_W), T(V_PATCH_B), none);
+        add_simple(p, T(V_PATCH_W), T(V_PATCH_B), none, WANT(V_PATCH_W));
         add_vec(p, 0, T(V_POS));
     } else if (piece == ESP_PIECE_PROJECTOR) {
-        add_simple(p, T(P_W), T(P_B), none);
+        add_simple(p, T(P_W), T(P_B), none, WANT(P_W));
         add_vec(p, 0, T(V_POST_W));
         add_vec(p, 1, T(V_POST_B));
     } else {
-        add_simple(p, T(T_EMBED), NULL, none);
+        add_simple(p, T(T_EMBED), NULL, none, WANT(T_EMBED));
         add_vec(p, 0, T(T_NORM_FINAL));
     }
 #undef T
+#undef WANT
 }
 
 /* Lays the matrices into chunks one after the other; one that does not fit whole is cut between groups of

@@ -32,6 +32,7 @@ struct esp_stage_spec esp_runner_spec(const struct esp_msg_place *p)
         .max_seqs = p->max_seqs,
         .max_images = p->max_images,
         .final_softcap = p->final_softcap,
+        .weights = (enum esp_wtype)p->weights,
     };
 }
 
@@ -41,7 +42,7 @@ static bool same_spec(const struct esp_stage_spec *a, const struct esp_stage_spe
            a->dec_hi == b->dec_hi && a->patch == b->patch && a->projector == b->projector &&
            a->embed == b->embed && a->head == b->head && a->max_rows == b->max_rows &&
            a->kv_tokens == b->kv_tokens && a->max_seqs == b->max_seqs && a->max_images == b->max_images &&
-           a->final_softcap == b->final_softcap;
+           a->final_softcap == b->final_softcap && a->weights == b->weights;
 }
 
 void esp_runner_place(struct esp_runner *r, struct esp_work *work)

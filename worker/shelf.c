@@ -29,6 +29,7 @@ struct esp_shelf {
     const struct esp_config *c;
     esp_shelf_need need;
     void *need_arg;
+    enum esp_wtype want; /* what matrices are held as */
     uint32_t n_held;
     struct held *held;
     uint64_t other_bytes; /* of stages, beside weights */
@@ -116,12 +117,29 @@ esp_status esp_shelf_piece(const struct esp_piece **out, struct esp_shelf *sh, u
     plan = malloc(sizeof *plan);
     if (!plan)
         return esp_fail(err, ESP_E_NOMEM, "list of weights");
-    st = esp_piece_plan(plan, sh->ck, piece, sh->vk->cls, ESP_W_STORED, sh->vk->max_alloc_bytes, err);
+    st = esp_piece_plan(plan, sh->ck, piece, sh->vk->cls, sh->want, sh->vk->max_alloc_bytes, err);
     if (st) {
         free(plan);
         return st;
     }
     *out = h->plan = plan;
+    return ESP_OK;
+}
+
+esp_status esp_shelf_hold_as(struct esp_shelf *sh, enum esp_wtype want, struct esp_err *err)
+{
+    if (want == sh->want)
+        return ESP_OK;
+    for (uint32_t i = 0; i < sh->n_held; i++)
+        if (sh->held[i].n_user > 0)
+            return esp_fail(err, ESP_E_ARG, "weights as %s beside a stage that has them as %s",
+                            esp_wtype_name(want), esp_wtype_name(sh->want));
+    for (uint32_t i = 0; i < sh->n_held; i++) {
+        drop(sh, &sh->held[i]);
+        free(sh->held[i].plan);
+        sh->held[i] = (struct held){0};
+    }
+    sh->want = want;
     return ESP_OK;
 }
 
@@ -427,7 +445,8 @@ esp_status esp_shelf_load(struct esp_shelf *sh, const struct esp_stage_spec *spe
     esp_status st;
 
     memset(out, 0, sizeof *out);
-    if ((st = esp_stage_spec_check(spec, sh->c, err)) || (st = sum(sh, spec, &all, &done, err)))
+    if ((st = esp_stage_spec_check(spec, sh->c, err)) || (st = esp_shelf_hold_as(sh, spec->weights, err)) ||
+        (st = sum(sh, spec, &all, &done, err)))
         return st;
     out->weight_bytes = all;
     out->lacking_bytes = all - done;

@@ -54,7 +54,7 @@ struct esp_shelf_slice {
  * Reads about max_bytes of what a coming placement will lack, and returns. A piece may be left in the middle: the next
  * call goes on there, for whatever placement.
  * @param out  set in any case; zeros where spec was refused
- * Errors: ESP_E_ARG (spec contradicts the model), ESP_E_NOMEM (it does not fit beside what the present stage holds,
+ * Errors: ESP_E_ARG (spec contradicts the model, or takes weights of another type than the present stage), ESP_E_NOMEM (it does not fit beside what the present stage holds,
  * with both numbers, or the driver has no more: idle pieces are dropped then), ESP_E_TIMEOUT (bytes are not there yet),
  * what `need` said, ESP_E_DEVICE. What was read stays on the shelf.
  */
@@ -65,6 +65,12 @@ esp_status esp_shelf_load(struct esp_shelf *shelf, const struct esp_stage_spec *
 
 struct esp_vk *esp_shelf_vk(const struct esp_shelf *shelf);
 const struct esp_checkpoint *esp_shelf_checkpoint(const struct esp_shelf *shelf);
+
+/**
+ * What matrices are held as, from now on: pieces of another type are dropped. At first it is as they are stored.
+ * esp_shelf_load does it for what it loads. Errors: ESP_E_ARG (a stage uses some).
+ */
+esp_status esp_shelf_hold_as(struct esp_shelf *shelf, enum esp_wtype want, struct esp_err *err);
 
 /** How a piece is made up; borrowed until destroy. Errors: as esp_piece_plan. */
 esp_status esp_shelf_piece(const struct esp_piece **out, struct esp_shelf *shelf, uint32_t piece,

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "model/checkpoint.h"
+#include "model/wtype.h"
 #include "proto/status.h"
 #include "proto/wire.h"
 #include "worker/kv.h"
@@ -28,6 +29,7 @@ struct esp_stage_spec {
     bool patch, projector, embed, head;
     uint32_t max_rows, kv_tokens, max_seqs, max_images;
     bool final_softcap;
+    enum esp_wtype weights; /* what matrices are held as */
 };
 
 /**

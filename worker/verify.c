@@ -598,7 +598,7 @@ esp_status esp_verify_part(struct esp_verify *v, uint32_t i, bool (*stop)(void *
                                         "logits",
                                         "candidates"};
     const struct part *p = &v->part[i];
-    const struct esp_ref_source src = {v->ck, stop, arg};
+    const struct esp_ref_source src = {.ck = v->ck, .stop = stop, .arg = arg, .weights = v->spec.weights};
     const char *phase = p->kind < EMBED ? "" : p->decode ? "decode." : "prefill.";
 
     if (p->kind == VISION_LAYER || p->kind == TEXT_LAYER)

@@ -1,7 +1,7 @@
 /**
  * Whether a stage's device computes rightly: a built-in input goes through its layers, and what each made of it is
- * computed again on the CPU in float64 (model/reference_layer.h), from the checkpoint's own tensors and the device's
- * own input of that layer, so that errors do not add up and the first wrong layer is known.
+ * computed again on the CPU in float64 (model/reference_layer.h), from the checkpoint's own tensors (quantised, where
+ * that is what the device has of them: the same values) and the device's own input of that layer, so that errors do not add up and the first wrong layer is known.
  *
  * Input: the first encoder stage gets a drawn picture, the first decoder stage fixed token ids; stages in the middle get
  * pseudo-random rows with a few columns far larger than the others, as trained models have them. Of a picture at most

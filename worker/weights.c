@@ -142,6 +142,8 @@ esp_status esp_weights_plan(struct esp_weights *w, struct esp_shelf *shelf, cons
     w->dec = calloc(n_dec + 1, sizeof *w->dec);
     if (!w->enc || !w->dec)
         st = esp_fail(err, ESP_E_NOMEM, "list of weights");
+    else
+        st = esp_shelf_hold_as(shelf, spec->weights, err);
     for (uint32_t i = 0; !st && i < esp_piece_count(c); i++) {
         if (!esp_piece_of(i, c, spec) || (st = esp_shelf_piece(&p, shelf, i, err)))
             continue;

@@ -41,7 +41,7 @@ struct esp_weights {
 /**
  * Lists what `spec` needs and where each of it will lie; takes no device memory.
  * @param n_pos  positions the rotary tables must cover
- * Errors: ESP_E_NOMEM (host memory, or more pieces than the device's buffers can hold).
+ * Errors: ESP_E_ARG (the shelf is in use with weights of another type), ESP_E_NOMEM (host memory, or more pieces than the device's buffers can hold).
  */
 esp_status esp_weights_plan(struct esp_weights *out, struct esp_shelf *shelf,
                             const struct esp_stage_spec *spec, uint32_t n_pos, struct esp_err *err);

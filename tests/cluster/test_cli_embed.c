@@ -224,6 +224,7 @@ static void test_arguments(void **state)
         {"coordinator", " --split 1/1,1/1,0/1 "},
         {"coordinator", " --context 3072 "}, /* 16 image tokens, 10 bytes, 3000 tokens, rounded up */
         {"coordinator", " --final-softcap "},
+        {"coordinator", " --weights q4 "},
         {"coordinator", " --log-level debug "},
         {"coordinator", " --die-with-parent "},
         {"w0", " --model " TINY " "},
@@ -242,9 +243,10 @@ static void test_arguments(void **state)
     p->n_lines = 4;
     p->act = act_int;
     run(p, &c,
-        (const char *[]){"run", "--model", TINY, "--workers", "3", "--device", "1,NVIDIA", "--memory", "100",
-                         "--split", "1/1,1/1,0/1", "--final-softcap", "-vv", "--max-tokens", "3000",
-                         "--image", SCENE, "caption en", NULL});
+        (const char *[]){"run",       "--model",    TINY,  "--workers",    "3",           "--device",
+                         "1,NVIDIA",  "--memory",   "100", "--split",      "1/1,1/1,0/1", "--final-softcap",
+                         "--weights", "q4",         "-vv", "--max-tokens", "3000",        "--image",
+                         SCENE,       "caption en", NULL});
     child_expect(&c, "Ctrl-C", 130, "espalier run: cancelled\n", NULL);
     expect_nothing_left(p, 4, true);
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {

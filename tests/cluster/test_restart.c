@@ -410,11 +410,9 @@ static void test_bad_picture(void **state)
     rig_until_free(rig);
 }
 
-/* Another model's sessions cannot go on. */
-static void test_other_model(void **state)
+/* Nobody goes on whose tokens would have been others. */
+static void other_model(struct rig *rig, const char *option, const char *value)
 {
-    struct rig *rig = *state;
-
     make_all();
     start(rig);
     rig_join(rig, 1);
@@ -423,13 +421,23 @@ static void test_other_model(void **state)
     some_steps(rig, 6);
     rig_kill(rig);
     rig->w[0].hold_work = false;
-    rig_start(rig, "--journal", journal(rig), "--final-softcap", NULL);
+    rig_start(rig, "--journal", journal(rig), option, value, NULL);
     rig_join(rig, 1);
     until_logged(rig, "dropped other_model=1 unreadable=0");
     come_back(rig, &all[1]);
     take_done(rig, &all[1]);
     assert_int_equal(all[1].n_anew, 1);
     rig_until_free(rig);
+}
+
+static void test_other_model(void **state)
+{
+    other_model(*state, "--final-softcap", NULL);
+}
+
+static void test_other_weights(void **state)
+{
+    other_model(*state, "--weights", "q8");
 }
 
 /* A disk that is full costs the journal, and nothing else. */
@@ -500,10 +508,10 @@ static void test_no_journal(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_all_kinds),   TEST(test_client_first), TEST(test_forgotten),
-        TEST(test_not_resumed), TEST(test_bad_records),  TEST(test_bad_picture),
-        TEST(test_other_model), TEST(test_full_disk),    TEST(test_second_coordinator),
-        TEST(test_no_journal),
+        TEST(test_all_kinds),          TEST(test_client_first),  TEST(test_forgotten),
+        TEST(test_not_resumed),        TEST(test_bad_records),   TEST(test_bad_picture),
+        TEST(test_other_model),        TEST(test_other_weights), TEST(test_full_disk),
+        TEST(test_second_coordinator), TEST(test_no_journal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

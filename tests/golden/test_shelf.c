@@ -448,12 +448,45 @@ static void test_refused(void **state)
     esp_shelf_destroy(&shelf);
 }
 
+/* Weights of another type take the place of those that are there, but not while a stage uses them. */
+static void test_types(void **state)
+{
+    struct esp_shelf *shelf = shelf_open(NULL, NULL);
+    struct esp_stage_spec spec = decoder(0, 4), other = spec;
+    struct esp_stage *stage = stage_open(shelf, &spec), *second;
+    const uint64_t stored = info(stage).weight_bytes;
+    struct esp_shelf_slice slice;
+    struct esp_err err = {0};
+
+    other.weights = ESP_W_Q8;
+    assert_int_equal(esp_shelf_load(shelf, &other, SLICE, &slice, &err), ESP_E_ARG);
+    assert_non_null(strstr(err.text, "weights as q8 beside a stage that has them as stored"));
+    assert_int_equal(esp_stage_create(&second, shelf, &other, NULL, NULL, NULL, &err), ESP_E_ARG);
+    check_like_fresh(stage, &spec);
+    esp_stage_destroy(&stage);
+
+    stage = stage_open(shelf, &other);
+    assert_true(info(stage).loaded_bytes == table_bytes(shelf) + 4 * layer_bytes(shelf, 0));
+    assert_true(info(stage).weight_bytes < stored);
+    check_like_fresh(stage, &other);
+    esp_stage_destroy(&stage);
+    spec.weights = ESP_W_Q4;
+    assert_int_equal(esp_shelf_load(shelf, &spec, 1 << 30, &slice, &err), ESP_OK);
+    assert_int_equal(slice.lacking_bytes, 0);
+    stage = stage_open(shelf, &spec);
+    assert_int_equal(info(stage).loaded_bytes, 0);
+    check_like_fresh(stage, &spec);
+    esp_stage_destroy(&stage);
+    esp_shelf_destroy(&shelf);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_replace), cmocka_unit_test(test_two_stages), cmocka_unit_test(test_slices),
         cmocka_unit_test(test_cut),     cmocka_unit_test(test_budget),     cmocka_unit_test(test_device_full),
         cmocka_unit_test(test_source),  cmocka_unit_test(test_given_up),   cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_types),
     };
     struct esp_log log;
     struct esp_err err = {0};

@@ -117,6 +117,70 @@ static void test_splits(void **state)
     }
 }
 
+/* Logits after a prefill and after a token more, f32[2, V], malloc'ed. */
+static float *logits_of(struct esp_chain *chain)
+{
+    const uint32_t vocab = esp_checkpoint_config(chain->ck)->text.vocab;
+    struct esp_seq_rows seq = {.seq = 1, .n_tok = 20, .n_prefix = 20};
+    const struct esp_msg_release release = {.n_seqs = 1, .seqs = &seq.seq};
+    float *logits = malloc((size_t)2 * vocab * sizeof *logits);
+    int32_t ids[21];
+
+    assert_non_null(logits);
+    for (int i = 0; i < 21; i++)
+        ids[i] = 3 + 7 * i;
+    for (int i = 0; i < 2; i++) {
+        struct esp_stage_out out;
+
+        esp_chain_seq(chain, &seq, ids + seq.pos, 3, 1, &out, NULL, NULL);
+        memcpy(logits + (size_t)i * vocab, out.full, vocab * sizeof *logits);
+        esp_stage_out_finish(&out);
+        seq.pos = 20;
+        seq.n_tok = 1;
+    }
+    esp_chain_release(chain, &release);
+    return logits;
+}
+
+/* Whatever weights are held as: right by the values that the device has, and with the same bits at every split. */
+static void test_weight_types(void **state)
+{
+    static const enum esp_wtype types[] = {ESP_W_BF16, ESP_W_F16, ESP_W_F32, ESP_W_Q8, ESP_W_Q4};
+
+    for (size_t f = 0; f < sizeof fixtures / sizeof fixtures[0]; f++) {
+        struct esp_checkpoint *ck = open_fixture(fixtures[f]);
+        const uint32_t E = esp_checkpoint_config(ck)->vision.n_layer,
+                       D = esp_checkpoint_config(ck)->text.n_layer,
+                       vocab = esp_checkpoint_config(ck)->text.vocab;
+
+        for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+            float *want = NULL;
+            double worst = 0;
+
+            for (uint32_t cut = 0; cut < 3; cut++) {
+                const uint32_t n_enc[2] = {cut * E / 2, E - cut * E / 2},
+                               n_dec[2] = {cut * D / 2, D - cut * D / 2};
+                struct esp_chain chain;
+                float *got;
+
+                esp_chain_open_as(&chain, vk, ck, types[t], 2, n_enc, n_dec, MAX_ROWS);
+                assert_int_equal(check_chain(&chain, &worst), 2 + E + 2 + 1 + 2 * D + 5);
+                got = logits_of(&chain);
+                esp_chain_close(&chain);
+                if (want && memcmp(got, want, (size_t)2 * vocab * sizeof *got) != 0)
+                    fail_msg("%s as %s: other logits at another split", fixtures[f],
+                             esp_wtype_name(types[t]));
+                free(want);
+                want = got;
+            }
+            free(want);
+            print_message("%s as %s: worst error %.2g of %.2g\n", fixtures[f], esp_wtype_name(types[t]),
+                          worst, ESP_VERIFY_LIMIT);
+        }
+        esp_checkpoint_destroy(&ck);
+    }
+}
+
 /* 16 bytes of a matrix on the device. */
 static void damage(struct esp_stage *s, const struct esp_mat *mat, uint32_t word)
 {
@@ -263,10 +327,8 @@ static void test_stop(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_splits),
-        cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_no_room),
-        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_splits),  cmocka_unit_test(test_weight_types), cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_no_room), cmocka_unit_test(test_stop),
     };
     struct esp_log log;
     struct esp_err err = {0};

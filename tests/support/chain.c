@@ -35,16 +35,25 @@ static void cut(struct esp_stage_spec *specs, const struct esp_chain *c, const u
         spec->kv_tokens = 4 * max_rows;
         spec->max_seqs = 16;
         spec->max_images = 4;
+        spec->weights = c->weights;
     }
 }
 
 void esp_chain_open(struct esp_chain *c, struct esp_vk *vk, const struct esp_checkpoint *ck, uint32_t n,
                     const uint32_t *n_enc, const uint32_t *n_dec, uint32_t max_rows)
 {
+    esp_chain_open_as(c, vk, ck, ESP_W_STORED, n, n_enc, n_dec, max_rows);
+}
+
+void esp_chain_open_as(struct esp_chain *c, struct esp_vk *vk, const struct esp_checkpoint *ck,
+                       enum esp_wtype weights, uint32_t n, const uint32_t *n_enc, const uint32_t *n_dec,
+                       uint32_t max_rows)
+{
     struct esp_err err = {0};
 
     memset(c, 0, sizeof *c);
     c->ck = ck;
+    c->weights = weights;
     c->n = n;
     c->next_id = 1;
     cut(c->spec, c, n_enc, n_dec, max_rows);

@@ -11,6 +11,7 @@
 
 struct esp_chain {
     const struct esp_checkpoint *ck;
+    enum esp_wtype weights; /* what stages hold matrices as */
     uint32_t n;
     struct esp_shelf *shelf[ESP_CHAIN_MAX]; /* one a stage, as if each were on a device of its own */
     struct esp_stage *stage[ESP_CHAIN_MAX];
@@ -22,6 +23,10 @@ struct esp_chain {
  * Exits on failure. */
 void esp_chain_open(struct esp_chain *out, struct esp_vk *vk, const struct esp_checkpoint *ck, uint32_t n,
                     const uint32_t *n_enc, const uint32_t *n_dec, uint32_t max_rows);
+/** The same with weights of a type. */
+void esp_chain_open_as(struct esp_chain *out, struct esp_vk *vk, const struct esp_checkpoint *ck,
+                       enum esp_wtype weights, uint32_t n, const uint32_t *n_enc, const uint32_t *n_dec,
+                       uint32_t max_rows);
 void esp_chain_close(struct esp_chain *chain);
 
 /** What has gone from stage to stage. */

@@ -132,6 +132,7 @@ const struct esp_test_message esp_test_messages[] = {
                 .max_seqs = 64,
                 .max_images = 16,
                 .final_softcap = true,
+                .weights = 4,
                 .features_to_key = KEY_TEXT,
                 .next_dec_key = KEY_TEXT}}},
     {"place.first_encoder",
@@ -448,7 +449,8 @@ const struct esp_test_message esp_test_messages[] = {
                  .bottleneck = 0.25,
                  .fewer = 2,
                  .fewer_latency = 0.375,
-                 .fingerprint = {7, 0, 1, [31] = 9}}}},
+                 .fingerprint = {7, 0, 1, [31] = 9},
+                 .weights = 5}}},
     {"status.least", {.kind = ESP_MSG_STATUS, .status = {.id = 1}}},
 };
 const size_t esp_test_n_messages = N(esp_test_messages);

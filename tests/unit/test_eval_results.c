@@ -186,6 +186,9 @@ static void test_other_things(void **state)
     header.model[0] ^= 1;
     refused("results of another model");
     header.model[0] ^= 1;
+    header.weights = ESP_W_Q8;
+    refused("results of weights held as another type");
+    header.weights = ESP_W_STORED;
     json_object_set_new(header.decoding, "max_tokens", json_integer(13));
     refused("results of other options of decoding");
     json_object_set_new(header.decoding, "max_tokens", json_integer(12));

@@ -240,6 +240,36 @@ static void test_shares_that_are_none(void **state)
     assert_true(p.stage[p.enc_order[0]].patch && p.stage[p.enc_order[1]].projector);
 }
 
+/* Everybody is told the same type, and the bytes planned for are those of that type. */
+static void test_weights(void **state)
+{
+    static const struct {
+        enum esp_wtype type;
+        double bytes; /* a weight */
+    } c[] = {{ESP_W_STORED, 2}, {ESP_W_F32, 4}, {ESP_W_F16, 2}, {ESP_W_Q8, 34.0 / 32}, {ESP_W_Q4, 18.0 / 32}};
+    double stored = 0;
+
+    join("a", 1, 1000);
+    join("b", 1, 1000);
+    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++) {
+        struct esp_err err;
+        double sum = 0;
+
+        options.weights = c[i].type;
+        assert_int_equal(esp_plan_best(&plan, input(), &err), ESP_OK);
+        for (uint32_t k = 0; k < plan.n_stages; k++) {
+            assert_int_equal(plan.stage[k].place.weights, c[i].type);
+            sum += (double)plan.stage[k].weight_bytes;
+        }
+        if (c[i].type == ESP_W_STORED)
+            stored = sum;
+        /* norms and biases stay float32: a few per cent of so small a model */
+        if (!(sum > stored * c[i].bytes / 2 * 0.97 && sum < stored * c[i].bytes / 2 * 1.15))
+            fail_msg("%s: %g bytes, as stored %g", esp_wtype_name(c[i].type), sum, stored);
+    }
+    options.weights = ESP_W_STORED;
+}
+
 static void test_released(void **state)
 {
     static const uint64_t seqs[] = {3, 4, 5}, images[] = {7, 8};
@@ -272,6 +302,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_draining_takes_no_part, setup, teardown),
         cmocka_unit_test_setup_teardown(test_when_moving_pays, setup, teardown),
         cmocka_unit_test_setup_teardown(test_shares_that_are_none, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_weights, setup, teardown),
         cmocka_unit_test(test_released),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,10 +1,9 @@
 /**
  * Chunks of weights on disk, each a file named by the hash of its bytes: DIR/ab/cdef... of BLAKE2b-256.
  *
- * So a chunk is the same whatever checkpoint or worker it was fetched for, what is there after a crash is whole or is
- * found out, and several processes may fill one directory at once: a file gets its name only when all of it is written.
- * What is read is held against its name first; what does not stand that is removed. A file that is used gets a new
- * modification time, by which the oldest go first where there is a limit.
+ * So a chunk is the same whatever checkpoint or worker it was fetched for, and what is there after a crash is whole or is
+ * found out: what is read is held against its name first; what does not stand that is removed. How files come and go is
+ * the store's (worker/store.h).
  *
  * One thread.
  */

@@ -23,6 +23,7 @@ struct candidate {
     uint64_t max_alloc_bytes;
     uint64_t memory_bytes; /* free in the device's own heap, as far as it tells */
     bool has_budget, uma;
+    uint64_t host_align; /* of host memory that a CPU driver takes for its own; 0: it takes none */
     enum esp_vk_class cls;
 };
 
@@ -242,6 +243,17 @@ static bool texel_class(const struct candidate *c)
            (f.bufferFeatures & VK_FORMAT_FEATURE_STORAGE_TEXEL_BUFFER_BIT);
 }
 
+static void probe_host_memory(struct candidate *c)
+{
+    VkPhysicalDeviceExternalMemoryHostPropertiesEXT host = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_EXTERNAL_MEMORY_HOST_PROPERTIES_EXT};
+    VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                      .pNext = &host};
+
+    vkGetPhysicalDeviceProperties2(c->phys, &p2);
+    c->host_align = host.minImportedHostPointerAlignment;
+}
+
 static void probe(struct candidate *c, VkPhysicalDevice phys)
 {
     VkPhysicalDeviceVulkan12Features f12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES};
@@ -286,6 +298,9 @@ static void probe(struct candidate *c, VkPhysicalDevice phys)
         n = 0;
     c->has_budget = has_name(VK_EXT_MEMORY_BUDGET_EXTENSION_NAME, n, ext);
     probe_memory(c);
+    if (c->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU &&
+        has_name(VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME, n, ext))
+        probe_host_memory(c);
     c->cls = texel_class(c) ? ESP_VK_TEXEL : ESP_VK_PLAIN;
 }
 
@@ -373,7 +388,8 @@ static esp_status choose(const struct candidate **out, const struct candidate *c
 static esp_status device_create(struct esp_vk *vk, const struct candidate *c, struct esp_err *err)
 {
     static const float priority = 1.0f;
-    const char *exts[1] = {VK_EXT_MEMORY_BUDGET_EXTENSION_NAME};
+    const char *exts[2];
+    uint32_t n_ext = 0;
     VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
                                      .queueFamilyIndex = c->family,
                                      .queueCount = 1,
@@ -385,7 +401,6 @@ static esp_status device_create(struct esp_vk *vk, const struct candidate *c, st
                                .pNext = &f12,
                                .queueCreateInfoCount = 1,
                                .pQueueCreateInfos = &queue,
-                               .enabledExtensionCount = c->has_budget ? 1 : 0,
                                .ppEnabledExtensionNames = exts};
     VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
                                     .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
@@ -395,6 +410,11 @@ static esp_status device_create(struct esp_vk *vk, const struct candidate *c, st
     VkSemaphoreCreateInfo sem = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO, .pNext = &type};
     esp_status st;
 
+    if (c->has_budget)
+        exts[n_ext++] = VK_EXT_MEMORY_BUDGET_EXTENSION_NAME;
+    if (vk->host_align)
+        exts[n_ext++] = VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME;
+    info.enabledExtensionCount = n_ext;
     st = esp_vk_check(vkCreateDevice(c->phys, &info, NULL, &vk->dev), "vkCreateDevice", err);
     if (st) {
         vk->dev = VK_NULL_HANDLE;
@@ -475,6 +495,7 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     vk->uma = c->uma && !(staging && *staging && strcmp(staging, "0") != 0);
     if ((st = class_choose(&vk->cls, c, opt, err)))
         goto done;
+    vk->host_align = vk->uma ? c->host_align : 0;
     vk->profile = opt && opt->profile && c->props.limits.timestampComputeAndGraphics;
     vk->max_alloc_bytes = c->max_alloc_bytes;
     if (vk->max_alloc_bytes > (uint64_t)INT32_MAX * 16) /* SPIR-V's indices, here of texels, are signed */

@@ -59,6 +59,7 @@ struct esp_vk {
     uint32_t subgroup_size;
     uint64_t max_alloc_bytes; /* of one buffer with memory of its own */
     bool uma;                 /* device memory is host memory: written through a mapping, no staging */
+    uint64_t host_align;      /* of host memory that may become the device's own: CPU drivers; 0: none may */
     bool profile;
     enum esp_vk_class cls;
     struct esp_vk_report report;

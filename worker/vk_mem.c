@@ -5,6 +5,8 @@
 
 #include "worker/vk_cmd.h"
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
 /* Memory with a catch: needs features that we do not turn on, or is not there all the time. */
 #define ODD_MEMORY                                                                                           \
     (VK_MEMORY_PROPERTY_LAZILY_ALLOCATED_BIT | VK_MEMORY_PROPERTY_PROTECTED_BIT |                            \
@@ -50,10 +52,72 @@ static bool pick_kind(uint32_t *out, const struct esp_vk *vk, uint32_t bits, enu
     return false;
 }
 
+/*
+ * On a CPU driver, memory of huge pages for it to use. Its own may be of small ones for good: newer lavapipe takes a file in
+ * memory, which MADV_HUGEPAGE does not reach. Faults of small pages take longer than packing what goes into them, and each
+ * reading of the weights is slower.
+ */
+static bool own_memory(struct esp_buf *b, const struct esp_vk *vk, uint64_t n_bytes)
+{
+    const size_t n = esp_round_up(n_bytes, HUGE_PAGE), room = n + HUGE_PAGE;
+    char *at, *from;
+
+    if (!vk->host_align || vk->host_align > HUGE_PAGE || n_bytes < HUGE_PAGE)
+        return false;
+    at = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED)
+        return false;
+    from = (char *)esp_round_up((uintptr_t)at, HUGE_PAGE);
+    if (from > at)
+        munmap(at, (size_t)(from - at));
+    if (from + n < at + room)
+        munmap(from + n, (size_t)(at + room - (from + n)));
+    (void)madvise(from, n, MADV_HUGEPAGE); /* a hint, no more */
+    b->own = from;
+    b->n_own = n;
+    return true;
+}
+
+/* Has the driver take the buffer's own memory; false: it does not, for whatever reason. */
+static bool import_own(struct esp_buf *b, struct esp_vk *vk, uint32_t bits)
+{
+    PFN_vkGetMemoryHostPointerPropertiesEXT get =
+        (PFN_vkGetMemoryHostPointerPropertiesEXT)vkGetDeviceProcAddr(vk->dev,
+                                                                     "vkGetMemoryHostPointerPropertiesEXT");
+    const VkExternalMemoryHandleTypeFlagBits kind = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT;
+    VkMemoryHostPointerPropertiesEXT props = {.sType = VK_STRUCTURE_TYPE_MEMORY_HOST_POINTER_PROPERTIES_EXT};
+    VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
+                                       .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
+    VkImportMemoryHostPointerInfoEXT from = {.sType = VK_STRUCTURE_TYPE_IMPORT_MEMORY_HOST_POINTER_INFO_EXT,
+                                             .pNext = &flags,
+                                             .handleType = kind,
+                                             .pHostPointer = b->own};
+    VkMemoryAllocateInfo alloc = {
+        .sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .pNext = &from, .allocationSize = b->n_own};
+
+    if (!get || get(vk->dev, kind, b->own, &props) != VK_SUCCESS ||
+        !pick_kind(&alloc.memoryTypeIndex, vk, bits & props.memoryTypeBits, ESP_BUF_DEVICE) ||
+        vkAllocateMemory(vk->dev, &alloc, NULL, &b->mem) != VK_SUCCESS)
+        return false;
+    b->map = b->own;
+    return true;
+}
+
+static void drop_own(struct esp_buf *b)
+{
+    if (b->own)
+        munmap(b->own, b->n_own);
+    b->own = NULL;
+    b->n_own = 0;
+}
+
 esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_kind kind,
                           VkDeviceSize n_bytes, VkFormat format, const char *what, struct esp_err *err)
 {
     const bool texel = format != VK_FORMAT_UNDEFINED && vk->cls == ESP_VK_TEXEL;
+    const VkExternalMemoryBufferCreateInfo external = {
+        .sType = VK_STRUCTURE_TYPE_EXTERNAL_MEMORY_BUFFER_CREATE_INFO,
+        .handleTypes = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT};
     VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                                .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT |
                                         VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT |
@@ -73,16 +137,29 @@ esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_k
         return esp_fail(err, ESP_E_NOMEM, "%s: %.1f MiB in one buffer; this device takes at most %.1f MiB",
                         what, (double)n_bytes / (1 << 20), (double)vk->max_alloc_bytes / (1 << 20));
     info.size = out->n_bytes = n_bytes;
+    if (kind == ESP_BUF_DEVICE && own_memory(out, vk, n_bytes))
+        info.pNext = &external;
     st = esp_vk_check(vkCreateBuffer(vk->dev, &info, NULL, &out->buf), "vkCreateBuffer", err);
     if (st)
         goto done;
     vkGetBufferMemoryRequirements(vk->dev, out->buf, &req);
+    if (out->own && (req.size > out->n_own || !import_own(out, vk, req.memoryTypeBits))) {
+        drop_own(out);
+        vkDestroyBuffer(vk->dev, out->buf, NULL); /* it was made for memory like that alone */
+        out->buf = VK_NULL_HANDLE;
+        info.pNext = NULL;
+        st = esp_vk_check(vkCreateBuffer(vk->dev, &info, NULL, &out->buf), "vkCreateBuffer", err);
+        if (st)
+            goto done;
+        vkGetBufferMemoryRequirements(vk->dev, out->buf, &req);
+    }
     alloc.allocationSize = req.size;
-    if (!pick_kind(&alloc.memoryTypeIndex, vk, req.memoryTypeBits, kind)) {
+    if (!out->mem && !pick_kind(&alloc.memoryTypeIndex, vk, req.memoryTypeBits, kind)) {
         st = esp_fail(err, ESP_E_DEVICE, "no memory type fits");
         goto done;
     }
-    st = esp_vk_check(vkAllocateMemory(vk->dev, &alloc, NULL, &out->mem), "vkAllocateMemory", err);
+    if (!out->mem)
+        st = esp_vk_check(vkAllocateMemory(vk->dev, &alloc, NULL, &out->mem), "vkAllocateMemory", err);
     if (st)
         goto done;
     st = esp_vk_check(vkBindBufferMemory(vk->dev, out->buf, out->mem, 0), "vkBindBufferMemory", err);
@@ -94,7 +171,8 @@ esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_k
         st = esp_fail(err, ESP_E_UNSUPPORTED, "the driver aligns buffers to less than 16 bytes");
         goto done;
     }
-    if (vk->mem_props.memoryTypes[alloc.memoryTypeIndex].propertyFlags &
+    if (!out->map &&
+        vk->mem_props.memoryTypes[alloc.memoryTypeIndex].propertyFlags &
             VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT &&
         (kind != ESP_BUF_DEVICE || vk->uma)) {
         st = esp_vk_check(vkMapMemory(vk->dev, out->mem, 0, VK_WHOLE_SIZE, 0, &out->map), "vkMapMemory", err);
@@ -127,6 +205,7 @@ void esp_buf_destroy(struct esp_buf *b, struct esp_vk *vk)
         vkDestroyBuffer(vk->dev, b->buf, NULL);
     if (b->mem)
         vkFreeMemory(vk->dev, b->mem, NULL); /* unmaps */
+    drop_own(b);
     memset(b, 0, sizeof *b);
 }
 

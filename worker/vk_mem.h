@@ -19,6 +19,8 @@ struct esp_buf {
     VkDeviceAddress addr;
     VkBufferView view; /* of all of it, in `format`; texel class only */
     void *map;         /* NULL where the host cannot see it */
+    void *own;         /* the memory, where it is ours that the driver uses; NULL: the driver's */
+    size_t n_own;
 };
 
 /**

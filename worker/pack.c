@@ -242,6 +242,63 @@ static void place_field(unsigned char *panel, const struct esp_pack_dims *dims, 
     }
 }
 
+/* Where a packed row lies as it is packed, but for what pads its end; NULL: it has to be made. */
+static const char *row_as_is(const struct esp_pack_spec *spec, const struct esp_pack_dims *dims, uint32_t r)
+{
+    const struct esp_pack_heads *h = &spec->k_heads;
+    const struct esp_pack_part *part;
+    uint32_t source;
+
+    if ((h->n && esp_pack_head_dim(h->head_dim) != h->head_dim) || !find_row(&part, &source, spec, r) ||
+        esp_wtype_of(part->tensor->dtype) != dims->wtype)
+        return NULL;
+    return (const char *)part->tensor->data +
+           (size_t)source * tensor_cols(part->tensor) * esp_dtype_n_bytes(part->tensor->dtype);
+}
+
+/* Texels of eight rows by turns. Spelt out, since compilers keep a loop over the rows, and then it is its counting that takes
+ * the time. */
+static void interleave(char *restrict out, const char *const row[8], size_t n_texel)
+{
+    const char *a = row[0], *b = row[1], *c = row[2], *d = row[3];
+    const char *e = row[4], *f = row[5], *g = row[6], *h = row[7];
+
+    for (size_t i = 0; i < 16 * n_texel; i += 16, out += 128) {
+        memcpy(out, a + i, 16);
+        memcpy(out + 16, b + i, 16);
+        memcpy(out + 32, c + i, 16);
+        memcpy(out + 48, d + i, 16);
+        memcpy(out + 64, e + i, 16);
+        memcpy(out + 80, f + i, 16);
+        memcpy(out + 96, g + i, 16);
+        memcpy(out + 112, h + i, 16);
+    }
+}
+
+/*
+ * A group of eight such rows, without a copy in between: one pass that reads eight streams and writes one. False: they
+ * are not all such, or do not end with a texel.
+ */
+static bool group_as_is(char *group, const struct esp_pack_spec *spec, const struct esp_pack_dims *dims,
+                        uint32_t g)
+{
+    const uint32_t n_texel = dims->group_bytes / 128;
+    const size_t row_bytes = tensor_cols(spec->part[0].tensor) * esp_wtype_n_bytes(dims->wtype, 32) / 32;
+    const uint32_t n_stored = (uint32_t)(row_bytes / 16);
+    const char *row[8];
+
+    if (row_bytes % 16)
+        return false;
+    for (uint32_t r = 0; r < 8; r++) {
+        row[r] = row_as_is(spec, dims, g * 8 + r);
+        if (!row[r])
+            return false;
+    }
+    interleave(group, row, n_stored);
+    memset(group + n_stored * 128, 0, (size_t)(n_texel - n_stored) * 128);
+    return true;
+}
+
 size_t esp_pack_scratch_bytes(const struct esp_pack_dims *dims)
 {
     return dims->kp * sizeof(float) + esp_wtype_n_bytes(dims->wtype, dims->kp);
@@ -252,10 +309,13 @@ esp_status esp_pack_groups(void *out, const struct esp_pack_spec *spec, const st
 {
     float *wide = scratch;
     void *row = wide + dims->kp;
+    const bool as_is = dims->panel == 1 && !esp_wtype_quantised(dims->wtype);
     esp_status st = ESP_OK;
 
     for (uint32_t g = 0; !st && g < n_group; g++) {
         char *group = (char *)out + (size_t)g * dims->group_bytes;
+        if (as_is && group_as_is(group, spec, dims, group0 + g))
+            continue;
         char *panel = (char *)out + (size_t)(g / dims->panel * dims->panel) * dims->group_bytes;
         if (panel == group && dims->panel > 1)
             memset(panel, 0, (size_t)dims->panel * dims->group_bytes);

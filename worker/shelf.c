@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "worker/feed.h"
 #include "worker/piece.h"
 
 #define READ_AHEAD   (UINT64_C(64) << 20) /* of stored bytes, asked for before they are packed */
@@ -32,10 +33,8 @@ struct esp_shelf {
     enum esp_wtype want; /* what matrices are held as */
     uint32_t n_held;
     struct held *held;
-    uint64_t other_bytes; /* of stages, beside weights */
-    struct esp_upload up; /* while something is being loaded */
-    void *row;            /* scratch for packing */
-    size_t row_bytes;
+    uint64_t other_bytes;  /* of stages, beside weights */
+    struct esp_feed *feed; /* while something is being loaded */
 };
 
 esp_status esp_shelf_create(struct esp_shelf **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
@@ -69,22 +68,13 @@ static void drop(struct esp_shelf *sh, struct held *h)
     *h = (struct held){.plan = h->plan, .n_user = h->n_user};
 }
 
-/* What only loading takes. */
-static void rest(struct esp_shelf *sh)
-{
-    esp_upload_finish(&sh->up);
-    free(sh->row);
-    sh->row = NULL;
-    sh->row_bytes = 0;
-}
-
 void esp_shelf_destroy(struct esp_shelf **shelf)
 {
     struct esp_shelf *sh = *shelf;
 
     if (!sh)
         return;
-    rest(sh);
+    esp_feed_destroy(&sh->feed);
     for (uint32_t i = 0; i < sh->n_held; i++) {
         drop(sh, &sh->held[i]);
         free(sh->held[i].plan);
@@ -236,12 +226,6 @@ static bool whole(const struct held *h)
     return h->chunk && h->mat == h->plan->n_mat;
 }
 
-/* Groups of 8 rows that are packed in one go. */
-static uint32_t groups_at_once(const struct esp_piece_mat *m)
-{
-    return ESP_UPLOAD_BYTES / m->dims.group_bytes / m->dims.panel * m->dims.panel;
-}
-
 static uint32_t smaller(uint32_t a, uint32_t b)
 {
     return a < b ? a : b;
@@ -255,7 +239,7 @@ static uint64_t read_ahead(struct held *h, uint64_t window)
     while (h->ahead_mat < plan->n_mat && h->n_ahead - h->n_done < window) {
         const struct esp_piece_mat *m = &plan->mat[h->ahead_mat];
         const uint32_t n_group = m->dims.np / 8;
-        const uint32_t n = smaller(groups_at_once(m) + 1, n_group - h->ahead_group); /* at least one */
+        const uint32_t n = smaller(esp_feed_most(m) + 1, n_group - h->ahead_group); /* at least one */
 
         for (uint32_t i = 0; i < m->spec.n_part; i++) {
             uint64_t at, n_bytes;
@@ -327,58 +311,51 @@ static esp_status place(struct esp_shelf *sh, const struct esp_stage_spec *spec,
     return st;
 }
 
-static esp_status scratch(struct esp_shelf *sh, const struct esp_piece *plan, struct esp_err *err)
-{
-    size_t n = 1;
-    void *row;
+/* What is read ahead while a run is packed. */
+struct ahead {
+    struct esp_shelf *sh;
+    const struct esp_stage_spec *spec;
+    uint32_t piece;
+};
 
-    for (uint32_t i = 0; i < plan->n_mat; i++)
-        if (esp_pack_scratch_bytes(&plan->mat[i].dims) > n)
-            n = esp_pack_scratch_bytes(&plan->mat[i].dims);
-    if (n > sh->row_bytes) {
-        row = realloc(sh->row, n);
-        if (!row)
-            return esp_fail(err, ESP_E_NOMEM, "a row of weights");
-        sh->row = row;
-        sh->row_bytes = n;
-    }
-    return sh->up.vk ? ESP_OK : esp_upload_init(&sh->up, sh->vk, err);
+static void read_beside(void *arg)
+{
+    const struct ahead *a = arg;
+
+    read_ahead_from(a->sh, a->spec, a->piece);
 }
 
 /* Packs the next groups of a piece, no more than max_bytes of them if several are left. */
-static esp_status pack_some(struct esp_shelf *sh, struct held *h, uint64_t max_bytes, uint64_t *n_packed,
-                            struct esp_err *err)
+static esp_status pack_some(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint32_t piece,
+                            uint64_t max_bytes, uint64_t *n_packed, struct esp_err *err)
 {
+    struct held *h = &sh->held[piece];
+    struct ahead ahead = {sh, spec, piece};
     const struct esp_piece_mat *m = &h->plan->mat[h->mat];
-    const uint32_t n_group = m->mat.part[h->part].n_row / 8, group_bytes = m->dims.group_bytes;
-    const uint32_t panel = m->dims.panel;
-    uint32_t n = groups_at_once(m);
-    void *dst;
+    const uint32_t unit = esp_feed_unit(m), most = esp_feed_most(m);
+    struct esp_feed_run run = {.m = m,
+                               .part = h->part,
+                               .group = h->group,
+                               .n_group = m->mat.part[h->part].n_row / 8 - h->group,
+                               .to = &h->chunk[m->mat.part[h->part].chunk],
+                               .beside = read_beside,
+                               .arg = &ahead};
+    const uint64_t room = max_bytes / m->dims.group_bytes / unit * unit;
     esp_status st;
 
     *n_packed = 0;
-    if (n == 0)
+    if (most == 0)
         return esp_fail(err, ESP_E_UNSUPPORTED, "%s: rows too long", m->spec.part[0].tensor->name);
-    n = smaller(n, n_group - h->group);
-    if (n > max_bytes / group_bytes) { /* whole panels, at least one */
-        n = (uint32_t)(max_bytes / group_bytes) / panel * panel;
-        n = n ? n : panel;
-    }
-    st = esp_upload_map(&dst, &sh->up, &h->chunk[m->mat.part[h->part].chunk],
-                        (uint64_t)m->mat.part[h->part].at * 16 + (uint64_t)h->group * group_bytes,
-                        (uint64_t)n * group_bytes, err);
+    if (room < most)
+        run.n_group = smaller(run.n_group, room ? (uint32_t)room : unit);
+    run.n_group = smaller(run.n_group, most);
+    st = esp_feed_pack(sh->feed, &run, err);
     if (st)
         return st;
-    st = esp_pack_groups(dst, &m->spec, &m->dims, m->mat.part[h->part].row0 / 8 + h->group, n, sh->row, err);
-    if (st)
-        return st;
-    st = esp_upload_commit(&sh->up, err);
-    if (st)
-        return st;
-    *n_packed = (uint64_t)n * group_bytes;
+    *n_packed = (uint64_t)run.n_group * m->dims.group_bytes;
     h->n_done += *n_packed;
-    h->group += n;
-    if (h->group == n_group) {
+    h->group += run.n_group;
+    if (h->group == m->mat.part[h->part].n_row / 8) {
         h->group = 0;
         h->part++;
     }
@@ -405,12 +382,11 @@ static esp_status load_piece(struct esp_shelf *sh, const struct esp_stage_spec *
     h->asked = true;
     if (!h->chunk && (st = place(sh, spec, piece, err)))
         return st;
-    if ((st = scratch(sh, h->plan, err)))
+    if (!sh->feed && (st = esp_feed_create(&sh->feed, sh->vk, err)))
         return st;
     while (!st && !whole(h) && *loaded < max_bytes) {
         uint64_t n;
-        read_ahead_from(sh, spec, piece);
-        st = pack_some(sh, h, max_bytes - *loaded, &n, err);
+        st = pack_some(sh, spec, piece, max_bytes - *loaded, &n, err);
         *loaded += n;
     }
     return st;
@@ -432,7 +408,7 @@ static esp_status load_some(struct esp_shelf *sh, const struct esp_stage_spec *s
 /* Whatever became of it: nothing is under way to the device any more. */
 static esp_status arrive(struct esp_shelf *sh, esp_status st, struct esp_err *err)
 {
-    esp_status arrived = esp_upload_wait(&sh->up, st ? NULL : err);
+    esp_status arrived = sh->feed ? esp_feed_wait(sh->feed, st ? NULL : err) : ESP_OK;
 
     return st ? st : arrived;
 }
@@ -465,7 +441,7 @@ esp_status esp_shelf_load(struct esp_shelf *sh, const struct esp_stage_spec *spe
     if (st == ESP_E_NOMEM)
         drop_idle(sh, NULL);
     if (st != ESP_E_TIMEOUT && (st || out->lacking_bytes == 0))
-        rest(sh);
+        esp_feed_destroy(&sh->feed);
     return st;
 }
 
@@ -496,7 +472,7 @@ esp_status esp_shelf_fill(struct esp_shelf *sh, const struct esp_stage_spec *spe
             st = pause_or_stop(progress, arg, *loaded_bytes, total, st == ESP_E_TIMEOUT, err);
     }
     st = arrive(sh, st, err);
-    rest(sh);
+    esp_feed_destroy(&sh->feed);
     return st;
 }
 

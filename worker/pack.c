@@ -314,9 +314,9 @@ esp_status esp_pack_groups(void *out, const struct esp_pack_spec *spec, const st
 
     for (uint32_t g = 0; !st && g < n_group; g++) {
         char *group = (char *)out + (size_t)g * dims->group_bytes;
+        char *panel = (char *)out + (size_t)(g / dims->panel * dims->panel) * dims->group_bytes;
         if (as_is && group_as_is(group, spec, dims, group0 + g))
             continue;
-        char *panel = (char *)out + (size_t)(g / dims->panel * dims->panel) * dims->group_bytes;
         if (panel == group && dims->panel > 1)
             memset(panel, 0, (size_t)dims->panel * dims->group_bytes);
         for (uint32_t r = 0; !st && r < 8; r++) {

@@ -1,0 +1,292 @@
+/*
+ * bench-load: how long a worker takes from a checkpoint's files to a stage of all its layers that is ready, beside what
+ * nobody can be faster than: `cat` of the same files to /dev/null, and filling as much fresh memory with zeros on as many
+ * cores (on a CPU driver the device's memory is that). The three take turns; the table has every turn, then medians, then
+ * the share of cat's rate, and of the slower of the two, that loading reaches.
+ *
+ * Filling goes right before loading: memory that a hypervisor took back costs a fault of the host for every page, and what
+ * was just freed does not.
+ *
+ * Usage: bench-load [--cold] [--turns N] [--device D] MODEL_DIR
+ *   --cold  drops the files from the page cache before each cat and each load
+ */
+#include <fcntl.h>
+#include <getopt.h>
+#include <glob.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/support/chain.h"
+#include "worker/pool.h"
+
+#define MAX_TURNS 32
+#define MAX_ROWS  64
+
+struct turn {
+    double fill, cat, open, hash, load;
+    double fill_cpu, cat_cpu,
+        load_cpu; /* seconds of processor, which other work on the machine does not stretch */
+};
+
+static double seconds(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double cpu_seconds(int who)
+{
+    struct rusage u;
+
+    if (getrusage(who, &u) != 0)
+        return 0;
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+           1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
+}
+
+static void fail(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+/* ---- what loading is held against ---- */
+
+struct fill {
+    char *at;
+    size_t n_bytes;
+};
+
+static void *fill_part(void *arg)
+{
+    const struct fill *f = arg;
+
+    memset(f->at, 1, f->n_bytes);
+    return NULL;
+}
+
+static double time_fill(uint64_t n_bytes)
+{
+    const uint32_t n = esp_pool_cores();
+    struct fill part[ESP_POOL_MAX];
+    pthread_t thread[ESP_POOL_MAX];
+    char *memory = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    double start = seconds();
+
+    if (memory == MAP_FAILED)
+        fail("mmap");
+    (void)madvise(memory, n_bytes, MADV_HUGEPAGE);
+    for (uint32_t i = 0; i < n; i++) {
+        const size_t from = n_bytes / n * i, to = i + 1 < n ? n_bytes / n * (i + 1) : n_bytes;
+        part[i] = (struct fill){memory + from, to - from};
+        if (pthread_create(&thread[i], NULL, fill_part, &part[i]) != 0)
+            fail("pthread_create");
+    }
+    for (uint32_t i = 0; i < n; i++)
+        pthread_join(thread[i], NULL);
+    start = seconds() - start;
+    munmap(memory, n_bytes);
+    return start;
+}
+
+static double time_cat(const glob_t *files)
+{
+    char **argv = calloc(files->gl_pathc + 2, sizeof *argv);
+    const double start = seconds();
+    pid_t pid;
+    int status;
+
+    if (!argv)
+        fail("cat");
+    argv[0] = "cat";
+    for (size_t i = 0; i < files->gl_pathc; i++)
+        argv[i + 1] = files->gl_pathv[i];
+    pid = fork();
+    if (pid == 0) {
+        int null = open("/dev/null", O_WRONLY);
+        if (null < 0 || dup2(null, 1) < 0)
+            _exit(1);
+        execvp("cat", argv);
+        _exit(1);
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
+        fail("cat");
+    free(argv);
+    return seconds() - start;
+}
+
+static void drop_files(const glob_t *files)
+{
+    for (size_t i = 0; i < files->gl_pathc; i++) {
+        int fd = open(files->gl_pathv[i], O_RDONLY | O_CLOEXEC);
+
+        if (fd < 0)
+            fail(files->gl_pathv[i]);
+        (void)fdatasync(fd); /* only clean pages can be dropped */
+        if (posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) != 0)
+            fail("posix_fadvise");
+        close(fd);
+    }
+}
+
+/* ---- loading ---- */
+
+static void time_load(struct turn *t, struct esp_vk *vk, const char *dir)
+{
+    uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
+    struct esp_checkpoint *ck;
+    struct esp_shelf *shelf;
+    struct esp_stage *stage;
+    struct esp_stage_spec spec = {.patch = true,
+                                  .projector = true,
+                                  .embed = true,
+                                  .head = true,
+                                  .max_rows = MAX_ROWS,
+                                  .kv_tokens = MAX_ROWS,
+                                  .max_seqs = 1,
+                                  .max_images = 1};
+    struct esp_err err = {0};
+    const double start = seconds();
+    double opened, hashed;
+
+    esp_must(esp_checkpoint_open(&ck, dir, &err), &err);
+    opened = seconds();
+    esp_checkpoint_fingerprint(ck, fingerprint);
+    hashed = seconds();
+    spec.enc_hi = esp_checkpoint_config(ck)->vision.n_layer;
+    spec.dec_hi = esp_checkpoint_config(ck)->text.n_layer;
+    esp_must(esp_shelf_create(&shelf, vk, ck, NULL, NULL, &err), &err);
+    esp_must(esp_stage_create(&stage, shelf, &spec, NULL, NULL, NULL, &err), &err);
+    t->load = seconds() - start;
+    t->open = opened - start;
+    t->hash = hashed - opened;
+    esp_stage_destroy(&stage);
+    esp_shelf_destroy(&shelf);
+    esp_checkpoint_destroy(&ck);
+}
+
+/* ---- the table ---- */
+
+static int compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double median(const struct turn *turns, int n, size_t offset)
+{
+    double v[MAX_TURNS];
+
+    for (int i = 0; i < n; i++)
+        memcpy(&v[i], (const char *)&turns[i] + offset, sizeof v[i]);
+    qsort(v, (size_t)n, sizeof *v, compare);
+    return n % 2 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
+}
+
+static void print_rate(double s, double cpu, double gb)
+{
+    printf("  %6.2f s %6.2f GB/s %6.2f s", s, gb / s, cpu);
+}
+
+static void print(const char *name, const struct turn *t, double gb)
+{
+    printf("%-6s", name);
+    print_rate(t->fill, t->fill_cpu, gb);
+    print_rate(t->cat, t->cat_cpu, gb);
+    print_rate(t->load, t->load_cpu, gb);
+    printf("  %6.3f s  %6.3f s\n", t->open, t->hash);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"cold", no_argument, NULL, 'c'},
+                                            {"turns", required_argument, NULL, 't'},
+                                            {"device", required_argument, NULL, 'd'},
+                                            {NULL, 0, NULL, 0}};
+    struct turn turn[MAX_TURNS], m;
+    const char *device = NULL;
+    char pattern[4096], name[16];
+    bool cold = false;
+    int c, n = 5;
+    uint64_t n_bytes = 0;
+    struct esp_err err = {0};
+    struct esp_log log;
+    struct esp_vk *vk;
+    struct stat sb;
+    glob_t files;
+    double gb, slower;
+
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (c == 'c')
+            cold = true;
+        else if (c == 't')
+            n = atoi(optarg);
+        else if (c == 'd')
+            device = optarg;
+        else
+            return 2;
+    }
+    if (optind + 1 != argc || n < 1 || n > MAX_TURNS) {
+        fprintf(stderr, "usage: bench-load [--cold] [--turns 1..%d] [--device D] MODEL_DIR\n", MAX_TURNS);
+        return 2;
+    }
+    snprintf(pattern, sizeof pattern, "%s/*.safetensors", argv[optind]);
+    if (glob(pattern, 0, NULL, &files) != 0)
+        fail(pattern);
+    for (size_t i = 0; i < files.gl_pathc; i++) {
+        if (stat(files.gl_pathv[i], &sb) != 0)
+            fail(files.gl_pathv[i]);
+        n_bytes += (uint64_t)sb.st_size;
+    }
+    gb = 1e-9 * (double)n_bytes;
+    esp_log_init(&log, "bench-load");
+    log.level = ESP_LOG_WARN;
+    esp_must(esp_vk_open(&vk, device, NULL, &log, &err), &err);
+    printf("%.2f GB, %s, %s, %u threads, %s\n", gb, esp_vk_report(vk)->name, esp_vk_report(vk)->driver,
+           esp_pool_cores(), cold ? "files not in memory" : "files in memory");
+    printf("turn     fill memory            cat                    load                   of it open  "
+           "fingerprint\n");
+    if (!cold)
+        (void)time_cat(&files); /* brings them in */
+    for (int i = 0; i < n; i++) {
+        double cpu = cpu_seconds(RUSAGE_CHILDREN);
+
+        if (cold)
+            drop_files(&files);
+        turn[i].cat = time_cat(&files);
+        turn[i].cat_cpu = cpu_seconds(RUSAGE_CHILDREN) - cpu;
+        if (cold)
+            drop_files(&files);
+        cpu = cpu_seconds(RUSAGE_SELF);
+        turn[i].fill = time_fill(n_bytes);
+        turn[i].fill_cpu = cpu_seconds(RUSAGE_SELF) - cpu;
+        cpu = cpu_seconds(RUSAGE_SELF);
+        time_load(&turn[i], vk, argv[optind]);
+        turn[i].load_cpu = cpu_seconds(RUSAGE_SELF) - cpu;
+        snprintf(name, sizeof name, "%d", i + 1);
+        print(name, &turn[i], gb);
+        fflush(stdout);
+    }
+#define MEDIAN(what) m.what = median(turn, n, offsetof(struct turn, what))
+    MEDIAN(fill), MEDIAN(cat), MEDIAN(load), MEDIAN(open), MEDIAN(hash);
+    MEDIAN(fill_cpu), MEDIAN(cat_cpu), MEDIAN(load_cpu);
+#undef MEDIAN
+    print("median", &m, gb);
+    slower = m.cat > m.fill ? m.cat : m.fill;
+    printf("load reaches %.2f of cat's rate, %.2f of the slower of cat and fill\n", m.cat / m.load,
+           slower / m.load);
+    esp_vk_close(&vk);
+    globfree(&files);
+    return 0;
+}

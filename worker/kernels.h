@@ -34,7 +34,7 @@ enum esp_kernel {
 struct esp_kernel_tile {
     uint32_t rows; /* a workgroup takes, in x for matmul, in y for matvec (there: ROWS) */
     uint32_t cols; /* groups of 8 columns a workgroup takes; in matvec with GEGLU so many pairs ... */
-    bool panels;   /* ... unless it takes panels whole, as they are packed */
+    bool panels;   /* ... unless it takes so many with GEGLU too */
 };
 
 struct esp_kernel_code {

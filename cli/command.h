@@ -10,6 +10,7 @@ int esp_command_chat(int argc, char **argv);
 int esp_command_score(int argc, char **argv);
 int esp_command_eval(int argc, char **argv);
 int esp_command_compare(int argc, char **argv);
+int esp_command_quantize(int argc, char **argv);
 int esp_command_up(int argc, char **argv);
 int esp_command_cluster(int argc, char **argv);
 int esp_command_tokenize(int argc, char **argv);

@@ -13,6 +13,7 @@ static const struct {
     {"score", "log-likelihood of a given answer", esp_command_score},
     {"eval", "how right a model's answers to a set of examples are", esp_command_eval},
     {"compare", "how far other weights are from a model's own", esp_command_compare},
+    {"quantize", "a checkpoint in 8.5 or 4.5 bits a weight", esp_command_quantize},
     {"up", "a coordinator and workers on this machine, in the foreground", esp_command_up},
     {"cluster", "what a running cluster is doing", esp_command_cluster},
     {"verify", "whether every worker's device computes rightly", esp_command_verify},

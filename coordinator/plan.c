@@ -11,17 +11,18 @@
 static double bytes_per_weight(const struct esp_checkpoint *ck, enum esp_wtype weights)
 {
     static const enum esp_role large[] = {ESP_T_EMBED, ESP_T_GATE_W, ESP_T_Q_W, ESP_V_FC1_W, ESP_V_Q_W};
-    size_t most = 0;
+    double most = 0;
 
     if (weights != ESP_W_STORED)
         return (double)esp_wtype_n_bytes(weights, ESP_QUANT_BLOCK) / ESP_QUANT_BLOCK;
     for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) {
         const struct esp_tensor *t = esp_checkpoint_tensor(ck, large[i], 0);
-        const size_t n = t ? esp_dtype_n_bytes(t->dtype) : 0;
+        const double n =
+            t ? (double)esp_wtype_n_bytes(esp_wtype_of(t->dtype), ESP_QUANT_BLOCK) / ESP_QUANT_BLOCK : 0;
 
         most = n > most ? n : most;
     }
-    return most ? (double)most : 2;
+    return most > 0 ? most : 2;
 }
 
 /* The inputs of a placement, as placement.h wants them. */

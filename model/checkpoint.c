@@ -7,6 +7,7 @@
 
 #include "model/file.h"
 #include "model/json.h"
+#include "model/quant.h"
 #include "model/roles.h"
 #include "model/shape.h"
 #include "model/shard_index.h"
@@ -187,6 +188,61 @@ const char *esp_shape_text(char buf[ESP_SHOWN], const uint64_t *shape, uint32_t 
     return buf;
 }
 
+/*
+ * A matrix that 'espalier quantize' wrote: bytes [rows, bytes of a row]. Which of the types it is follows from the length of
+ * a row. Whatever stands in the blocks, every one of them has a value.
+ */
+static esp_status bind_quantised(struct esp_checkpoint *ck, const struct esp_tensor *t, enum esp_role role,
+                                 uint32_t layer, struct esp_err *err)
+{
+    static const enum esp_dtype dtypes[] = {ESP_Q8, ESP_Q4};
+    struct esp_tensor q = *t;
+    char found[ESP_SHOWN], wanted[ESP_SHOWN];
+    uint64_t shape[4], of_type[2][2];
+
+    q.n_dim = esp_role_shape(shape, &ck->config, role);
+    memcpy(q.shape, shape, q.n_dim * sizeof shape[0]);
+    if (esp_role_wtype(&ck->config, role, ESP_W_Q8) != ESP_W_Q8)
+        return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s: bytes; one like this is not quantised", t->file,
+                        t->name);
+    for (size_t i = 0; i < 2; i++) {
+        q.dtype = dtypes[i];
+        of_type[i][0] = shape[0];
+        of_type[i][1] = esp_tensor_row_bytes(&q);
+        if (t->n_dim == 2 && memcmp(t->shape, of_type[i], sizeof of_type[i]) == 0) {
+            q.stored_dtype = i == 0 ? "Q8" : "Q4";
+            ck->quantised[ck->n_quantised] = q;
+            ck->role[role][layer] = &ck->quantised[ck->n_quantised++];
+            return ESP_OK;
+        }
+    }
+    return esp_fail(err, ESP_E_FORMAT,
+                    "%s: tensor %s: shape %s of bytes, expected %s (q8) or [.., %llu] (q4) by config.json", t->file,
+                    t->name, esp_shape_text(found, t->shape, t->n_dim), esp_shape_text(wanted, of_type[0], 2),
+                    (unsigned long long)of_type[1][1]);
+}
+
+/* Whether the files say that bytes in them are quantised rows, of a layout that we know; room for what they are. */
+static esp_status look_for_mark(struct esp_checkpoint *ck, struct esp_err *err)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < ck->n_shard; i++) {
+        const char *mark = esp_safetensors_metadata(ck->shard[i], ESP_QUANT_MARK);
+        char shown[ESP_SHOWN];
+
+        if (mark && strcmp(mark, ESP_QUANT_LAYOUT) != 0)
+            return esp_fail(err, ESP_E_UNSUPPORTED,
+                            "%s: quantised in layout %s, this program knows " ESP_QUANT_LAYOUT, ck->dir,
+                            esp_shown(shown, mark));
+        ck->marked |= mark != NULL;
+    }
+    for (int role = 0; ck->marked && role < ESP_N_ROLE; role++)
+        n += esp_role_count(&ck->config, (enum esp_role)role);
+    ck->quantised = calloc(n + 1, sizeof *ck->quantised);
+    return ck->quantised ? ESP_OK : esp_fail(err, ESP_E_NOMEM, "%s: its description", ck->dir);
+}
+
 static esp_status bind(struct esp_checkpoint *ck, enum esp_layout layout, enum esp_role role, uint32_t layer,
                        struct esp_err *err)
 {
@@ -200,6 +256,8 @@ static esp_status bind(struct esp_checkpoint *ck, enum esp_layout layout, enum e
     if (!t)
         return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s %s is missing (%s names)", ck->dir, name,
                         esp_shape_text(wanted, shape, n_dim), esp_layout_name(layout));
+    if (t->dtype == ESP_U8 && ck->marked)
+        return bind_quantised(ck, t, role, layer, err);
     if (t->dtype != ESP_F32 && t->dtype != ESP_F16 && t->dtype != ESP_BF16)
         return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s: dtype %s, expected F32, F16 or BF16", t->file,
                         name, esp_shown(found, t->stored_dtype));
@@ -235,6 +293,8 @@ esp_status esp_checkpoint_open(struct esp_checkpoint **out, const char *dir, str
     if (st)
         goto done;
     st = detect_layout(&layout, ck, err);
+    if (!st)
+        st = look_for_mark(ck, err);
     if (st)
         goto done;
     for (int role = 0; role < ESP_N_ROLE; role++) {
@@ -260,6 +320,7 @@ void esp_checkpoint_destroy(struct esp_checkpoint **ck)
         return;
     esp_remote_finish(&c->remote);
     free(c->by_name);
+    free(c->quantised);
     for (size_t i = 0; i < c->n_shard; i++)
         esp_safetensors_destroy(&c->shard[i]);
     free(c->dir);

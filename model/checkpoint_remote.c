@@ -49,7 +49,9 @@ static esp_status bind(struct esp_checkpoint *ck, struct esp_tensor *t, const st
     esp_role_name(name, ESP_LAYOUT_PUBLISHED, &ck->config, role, claim->layer);
     if (ck->role[role][claim->layer])
         return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s is there twice", ck->dir, name);
-    if (claim->dtype != ESP_F32 && claim->dtype != ESP_F16 && claim->dtype != ESP_BF16)
+    if (claim->dtype != ESP_F32 && claim->dtype != ESP_F16 && claim->dtype != ESP_BF16 &&
+        ((claim->dtype != ESP_Q8 && claim->dtype != ESP_Q4) ||
+         esp_role_wtype(&ck->config, role, ESP_W_Q8) != ESP_W_Q8))
         return esp_fail(err, ESP_E_FORMAT, "%s: tensor %s: dtype %u, expected F32, F16 or BF16", ck->dir,
                         name, claim->dtype);
     n_dim = esp_role_shape(shape, &ck->config, role);
@@ -60,16 +62,20 @@ static esp_status bind(struct esp_checkpoint *ck, struct esp_tensor *t, const st
                         esp_shape_text(wanted, shape, n_dim));
     t->dtype = (enum esp_dtype)claim->dtype;
     t->n_dim = n_dim;
-    n_bytes = esp_dtype_n_bytes(t->dtype);
+    n_bytes = sizeof(float); /* the most that an element takes */
     for (uint32_t d = 0; d < n_dim; d++) {
         t->shape[d] = shape[d];
         if (!esp_mul(&n_bytes, n_bytes, shape[d]) || n_bytes > ESP_REMOTE_MAX_BYTES)
             return esp_fail(err, ESP_E_LIMIT, "%s: tensor %s: more than %llu bytes", ck->dir, name,
                             (unsigned long long)ESP_REMOTE_MAX_BYTES);
     }
-    t->n_bytes = n_bytes;
+    t->n_bytes = (size_t)shape[0] * esp_tensor_row_bytes(t);
     t->name = name;
-    t->stored_dtype = t->dtype == ESP_F32 ? "F32" : t->dtype == ESP_F16 ? "F16" : "BF16";
+    t->stored_dtype = t->dtype == ESP_F32    ? "F32"
+                      : t->dtype == ESP_F16  ? "F16"
+                      : t->dtype == ESP_BF16 ? "BF16"
+                      : t->dtype == ESP_Q8   ? "Q8"
+                                             : "Q4";
     t->file = ck->dir;
     ck->role[role][claim->layer] = t;
     return ESP_OK;

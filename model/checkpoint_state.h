@@ -24,6 +24,9 @@ struct esp_checkpoint {
     size_t n_tensor;
     const struct esp_tensor **by_name; /* of all shards, sorted */
     const struct esp_tensor *role[ESP_N_ROLE][ESP_MAX_LAYERS];
+    struct esp_tensor *quantised; /* of n_quantised tensors that files hold as bytes: what they are to us */
+    size_t n_quantised;
+    bool marked;              /* the files say that there may be some */
     struct esp_remote remote; /* zeros: the files are here */
 };
 

@@ -13,6 +13,8 @@ size_t esp_dtype_n_bytes(enum esp_dtype dtype)
         return 2;
     case ESP_U8:
         return 1;
+    case ESP_Q8:
+    case ESP_Q4:
     case ESP_DTYPE_UNSET:
         break;
     }
@@ -32,6 +34,10 @@ const char *esp_dtype_name(enum esp_dtype dtype)
         return "i32";
     case ESP_U8:
         return "u8";
+    case ESP_Q8:
+        return "q8";
+    case ESP_Q4:
+        return "q4";
     case ESP_DTYPE_UNSET:
         break;
     }

@@ -7,12 +7,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum esp_dtype { ESP_DTYPE_UNSET = 0, ESP_F32 = 1, ESP_F16 = 2, ESP_BF16 = 3, ESP_I32 = 4, ESP_U8 = 5 };
+/** ESP_Q8 and ESP_Q4: rows of blocks (model/quant.h). */
+enum esp_dtype {
+    ESP_DTYPE_UNSET = 0,
+    ESP_F32 = 1,
+    ESP_F16 = 2,
+    ESP_BF16 = 3,
+    ESP_I32 = 4,
+    ESP_U8 = 5,
+    ESP_Q8 = 6,
+    ESP_Q4 = 7
+};
 
-/** Bytes of one element; 0 for ESP_DTYPE_UNSET and numbers that are no dtype. */
+/** Bytes of one element; 0 for ESP_DTYPE_UNSET, numbers that are no dtype, and quantised ones, which come in blocks. */
 size_t esp_dtype_n_bytes(enum esp_dtype dtype);
 
-/** "f32", "f16", "bf16", "i32", "u8"; "unset" for anything else. */
+/** "f32", "f16", "bf16", "i32", "u8", "q8", "q4"; "unset" for anything else. */
 const char *esp_dtype_name(enum esp_dtype dtype);
 
 /** One binary16 / bfloat16 number as float32. Exact, subnormals, infinities and NaN included. */

@@ -36,6 +36,14 @@
 
 #define ESP_QUANT_BLOCK 32
 
+/**
+ * In files: a safetensors file whose __metadata__ has this key with this value may have matrices as U8 tensors
+ * [rows, bytes of a row], each row its blocks one after the other, little-endian. 34 or 18 times ceil(columns / 32) bytes tell q8
+ * from q4. All further dimensions of a tensor are columns.
+ */
+#define ESP_QUANT_MARK   "espalier_quantised"
+#define ESP_QUANT_LAYOUT "1"
+
 /** 34 bytes, of alignment 2. */
 struct esp_q8_block {
     uint16_t d; /* bfloat16: zero, or positive and normal */

@@ -79,7 +79,9 @@ static void rows_of(struct work *w, float *out, enum esp_role role, uint32_t lay
     const enum esp_wtype type = esp_role_wtype(w->c, role, w->src->weights);
     void *blocks;
 
-    widen(out, t, row0 * n_in, n * n_in);
+    esp_tensor_rows_f32(out, t, row0, n);
+    if (type == esp_wtype_of(t->dtype))
+        return;
     if (type == ESP_W_BF16)
         for (size_t i = 0; i < n * n_in; i++)
             out[i] = esp_bf16_to_f32(esp_f32_to_bf16(out[i]));

@@ -212,7 +212,7 @@ static esp_status parse(struct esp_safetensors *s, const unsigned char *bytes, s
         return esp_fail(err, ESP_E_NOMEM, "%s: %zu tensors", s->file, json_object_size(s->header));
     json_object_foreach(s->header, name, entry)
     {
-        if (strcmp(name, "__metadata__") == 0) /* words about the file, nothing for us */
+        if (strcmp(name, "__metadata__") == 0) /* words about the file */
             continue;
         s->tensor[i].file = s->file;
         s->tensor[i].name = name;
@@ -290,6 +290,11 @@ size_t esp_safetensors_n_tensor(const struct esp_safetensors *st)
 const struct esp_tensor *esp_safetensors_tensor(const struct esp_safetensors *st, size_t i)
 {
     return &st->tensor[i];
+}
+
+const char *esp_safetensors_metadata(const struct esp_safetensors *st, const char *key)
+{
+    return json_string_value(json_object_get(json_object_get(st->header, "__metadata__"), key));
 }
 
 const struct esp_tensor *esp_safetensors_find(const struct esp_safetensors *st, const char *name)

@@ -36,6 +36,9 @@ void esp_safetensors_destroy(struct esp_safetensors **st);
 size_t esp_safetensors_n_tensor(const struct esp_safetensors *st);
 const struct esp_tensor *esp_safetensors_tensor(const struct esp_safetensors *st, size_t i);
 
+/** What the file says of itself under a key of its __metadata__; NULL: nothing. */
+const char *esp_safetensors_metadata(const struct esp_safetensors *st, const char *key);
+
 /** The tensor of that name, or NULL. */
 const struct esp_tensor *esp_safetensors_find(const struct esp_safetensors *st, const char *name);
 

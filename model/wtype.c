@@ -27,6 +27,8 @@ enum esp_wtype esp_wtype_of(enum esp_dtype dtype)
     return dtype == ESP_BF16  ? ESP_W_BF16
            : dtype == ESP_F16 ? ESP_W_F16
            : dtype == ESP_F32 ? ESP_W_F32
+           : dtype == ESP_Q8  ? ESP_W_Q8
+           : dtype == ESP_Q4  ? ESP_W_Q4
                               : ESP_W_NONE;
 }
 

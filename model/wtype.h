@@ -29,7 +29,7 @@ const char *esp_wtype_name(enum esp_wtype type);
 /** Of a name of those; false for any other. */
 bool esp_wtype_parse(enum esp_wtype *out, const char *name);
 
-/** The type that holds f32, f16 or bf16 exactly as stored; ESP_W_NONE for others. */
+/** The type that holds f32, f16, bf16, q8 or q4 exactly as stored; ESP_W_NONE for others. */
 enum esp_wtype esp_wtype_of(enum esp_dtype dtype);
 
 /** Whether it comes in blocks of ESP_QUANT_BLOCK columns. */

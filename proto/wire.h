@@ -173,7 +173,7 @@ struct esp_msg_ready {
 };
 
 struct esp_tensor_info {
-    uint32_t role, layer, dtype; /* dtype: 1 f32, 2 f16, 3 bf16 */
+    uint32_t role, layer, dtype; /* dtype: 1 f32, 2 f16, 3 bf16, 6 q8, 7 q4 */
     uint32_t n_dim;
     const uint64_t *shape;
 };

@@ -386,13 +386,20 @@ esp_status esp_check_manifest(const struct esp_msg *msg, struct esp_err *err)
         return bad(err, "no tensors");
     for (uint32_t i = 0; i < m->n_tensors; i++) {
         const struct esp_tensor_info *t = &m->tensors[i];
-        size_t n = t->dtype == 1 ? 4 : 2; /* bytes */
+        const bool quantised = t->dtype == 6 || t->dtype == 7;
+        size_t n = t->dtype == 1 ? 4 : quantised ? 1 : 2; /* bytes */
 
         if (t->n_dim == 0)
             return bad(err, "tensors[%u]: no shape", i);
         for (uint32_t d = 0; d < t->n_dim; d++)
             if (!esp_mul(&n, n, t->shape[d]) || n > (size_t)1 << 40)
                 return bad(err, "tensors[%u]: too large", i);
+        if (t->dtype == 4 || t->dtype == 5)
+            return bad(err, "tensors[%u]: dtype %u", i, t->dtype);
+        if (quantised) { /* rows of blocks; all dimensions but the first are columns */
+            const size_t n_row = t->shape[0], n_col = n_row ? n / n_row : 0;
+            n = n_row * ((n_col + 31) / 32) * (t->dtype == 6 ? 34 : 18); /* at most 34 times 2^40 */
+        }
         n_chunk += (n + m->chunk_bytes - 1) / m->chunk_bytes; /* 2^16 tensors of 2^24 chunks at most */
     }
     if (msg->n_blobs != 2)

@@ -218,7 +218,7 @@ TABLE(ready, READY, ready);
 static const struct esp_wire_field tensor_info_fields[] = {
     U32(TENSOR_INFO, role, 0, UINT32_MAX),
     U32(TENSOR_INFO, layer, 0, UINT32_MAX),
-    U32(TENSOR_INFO, dtype, 1, 3),
+    U32(TENSOR_INFO, dtype, 1, 7),
     ARRAY_(TENSOR_INFO, shape, n_dim, U64S, const uint64_t *, uint64_t *, 4, .min = 1, .max = UINT32_MAX),
 };
 TABLE(tensor_info, TENSOR_INFO, tensor_info);

@@ -102,9 +102,15 @@ static void copy_row(void *out, const struct esp_pack_spec *spec, const struct e
                      const struct esp_tensor *t, uint32_t row)
 {
     const uint32_t n_col = tensor_cols(t);
-    const size_t b = esp_dtype_n_bytes(t->dtype);
-    const char *src = (const char *)t->data + (size_t)row * n_col * b;
+    const size_t b = esp_dtype_n_bytes(t->dtype), row_bytes = esp_tensor_row_bytes(t);
+    const char *src = (const char *)t->data + (size_t)row * row_bytes;
     char *dst = out;
+
+    if (esp_wtype_quantised(
+            dims->wtype)) { /* heads that would need padding are not quantised: the same columns */
+        memcpy(dst, src, row_bytes);
+        return;
+    }
 
     if (!spec->k_heads.n) {
         memcpy(dst, src, n_col * b);
@@ -126,11 +132,11 @@ static void widen_row(float *out, const struct esp_pack_spec *spec, const struct
 {
     const uint32_t n_col = tensor_cols(t);
     const size_t b = esp_dtype_n_bytes(t->dtype);
-    const char *src = (const char *)t->data + (size_t)row * n_col * b;
+    const char *src = (const char *)t->data + (size_t)row * esp_tensor_row_bytes(t);
 
     memset(out, 0, dims->kp * sizeof *out);
-    if (!spec->k_heads.n) {
-        esp_dtype_to_f32(out, src, t->dtype, n_col);
+    if (!spec->k_heads.n || esp_wtype_quantised(esp_wtype_of(t->dtype))) {
+        esp_tensor_rows_f32(out, t, row, 1);
         return;
     }
     for (uint32_t k = 0; k < dims->k; k++) {
@@ -334,7 +340,7 @@ void esp_pack_source(uint64_t *at, uint64_t *n_bytes, const struct esp_pack_spec
                      uint32_t group0, uint32_t n_group)
 {
     const struct esp_tensor *t = spec->part[i].tensor;
-    const uint64_t n_row = tensor_rows(t), row_bytes = tensor_cols(t) * esp_dtype_n_bytes(t->dtype);
+    const uint64_t n_row = tensor_rows(t), row_bytes = esp_tensor_row_bytes(t);
     const uint64_t len = axis_len(tensor_rows(t), &spec->part[i].heads);
     uint64_t from = (uint64_t)group0 * 8, to = from + (uint64_t)n_group * 8, before = 0;
 

@@ -96,8 +96,10 @@ static void test_sizes_and_names(void **state)
         int dtype;
         size_t n_bytes;
         const char *name;
-    } cases[] = {{ESP_F32, 4, "f32"}, {ESP_F16, 2, "f16"}, {ESP_BF16, 2, "bf16"},         {ESP_I32, 4, "i32"},
-                 {ESP_U8, 1, "u8"},   {6, 0, "unset"},     {ESP_DTYPE_UNSET, 0, "unset"}, {250, 0, "unset"}};
+    } cases[] = {{ESP_F32, 4, "f32"}, {ESP_F16, 2, "f16"}, {ESP_BF16, 2, "bf16"},
+                 {ESP_I32, 4, "i32"}, {ESP_U8, 1, "u8"},   {6, 0, "q8"},
+                 {7, 0, "q4"},        {8, 0, "unset"},     {ESP_DTYPE_UNSET, 0, "unset"},
+                 {250, 0, "unset"}};
 
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         assert_int_equal(esp_dtype_n_bytes((enum esp_dtype)cases[i].dtype), cases[i].n_bytes);

@@ -1,11 +1,11 @@
 // Attention over paged keys and values, on CPU drivers. Formula and tiles: attention.glsl.
 // Reference: model/reference.c esp_ref_attention. No score matrix in memory: a block of keys at a time.
 //
-// A subgroup of 8 lanes takes a tile of 8 query vectors and a block of 32 keys. Scores: a lane is a key of each group of
-// 8, queries travel by broadcast. What there is one of for each query (its range, its largest score) is kept by lane r for
-// query r, so that all eight cost one exponential. Values: a lane is a quad of dimensions, weights travel by broadcast. The
-// sums wait in y itself between two blocks, which an array that is indexed in a loop does far worse here: each lane
-// loads what it stored.
+// A subgroup of 8 lanes takes a tile of 8 query vectors and a block of 32 keys. Scores: a lane is a key of each group
+// of 8, queries travel by broadcast. What there is one of for each query (its range, its largest score) is kept by
+// lane r for query r, so that all eight cost one exponential. Values: a lane is a quad of dimensions, weights travel
+// by broadcast. The sums wait in y itself between two blocks, each lane loading what it stored: an array that is
+// indexed in a loop compiles far worse here.
 // Grid: x = tiles, y = KV heads * parts of G.
 #version 450
 #extension GL_GOOGLE_include_directive : require

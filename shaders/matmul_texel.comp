@@ -1,10 +1,11 @@
 // y = epilogue(x W^T + b) for many rows, on CPU drivers: prefill and encoder.
 // Reference: model/reference.c esp_ref_matmul. Sums in float32, k rising, so a row's bits depend on that row alone.
 //
-// A subgroup of 8 lanes takes 16 rows by 64 columns, eight k at a time: lane r loads x of rows r and 8 + r, and column r
-// of each group of 8; x travels by broadcast. No shared memory, no barrier: both cost more here than they save.
-// Every load is a call, around which nothing stays in a register, so the 128 sums of a lane wait in memory anyway: what
-// counts is how many products there are between two calls, and that they come row by row, a chain of sums at a time.
+// A subgroup of 8 lanes takes 16 rows by 64 columns, eight k at a time: lane r loads x of rows r and 8 + r, and column
+// r of each group of 8; x travels by broadcast. No shared memory, no barrier: both cost more here than they save.
+// Every load is a call, around which nothing stays in a register, so the 128 sums of a lane wait in memory anyway:
+// what counts is how many products there are between two calls, and that they come row by row, a chain of sums at a
+// time.
 // Grid: x = rows / 16 (neighbours share a panel of W, which stays in cache), y = panels of 64 columns.
 #version 450
 #extension GL_GOOGLE_include_directive : require

@@ -3,10 +3,10 @@
 //   sum_k w x = sum over blocks of d * (sum_k q x - z * sum_k x)
 // A row's bits do not depend on ROWS or on the rows beside it: within a block k rises, and blocks rise.
 //
-// A subgroup owns 8 groups of 8 columns, in one or two panels (weights_panel.glsl): lane l column l of each group, those of
-// a panel in one word, so that one broadcast of x serves them all. A field stays where it is in its word: masked out and
-// converted it is q times a power of two, which the scale takes back. Rows come one after the other; their panels stay in
-// cache.
+// A subgroup owns 8 groups of 8 columns, in one or two panels (weights_panel.glsl): lane l column l of each group,
+// those of a panel in one word, so that one broadcast of x serves them all. A field stays where it is in its word:
+// masked out and converted it is q times a power of two, which the scale takes back. Rows come one after the other;
+// their panels stay in cache.
 // Grid: x = groups / 8, y = rows / ROWS.
 #version 450
 #extension GL_GOOGLE_include_directive : require

@@ -1,5 +1,5 @@
-// Eight k of 64 columns, TILE groups of 8, as float32: what matmul_texel.comp multiplies. Column l of each group for lane l.
-// Quantised weights come out as what they are exactly (model/quant.h), so that a sum does not know of blocks.
+// Eight k of 64 columns, TILE groups of 8, as float32: what matmul_texel.comp multiplies. Column l of each group for
+// lane l. Quantised weights come out as what they are exactly (model/quant.h), so that a sum does not know of blocks.
 const uint TILE = 8;
 
 #if defined(ESP_W_Q8) || defined(ESP_W_Q4)

@@ -1,5 +1,5 @@
-// First half of top-k and log-sum-exp on CPU drivers; what it leaves is what topk_slices.comp leaves. A subgroup of 8 lanes
-// takes a slice and needs no barrier, of which a workgroup of 64 lanes spends more time in than in everything else.
+// First half of top-k and log-sum-exp on CPU drivers; what it leaves is what topk_slices.comp leaves. A subgroup of 8
+// lanes takes a slice and needs no barrier; a workgroup of 64 spends more time in barriers than in all else.
 // Grid: x = slices, y = wants.
 #version 450
 #extension GL_GOOGLE_include_directive : require

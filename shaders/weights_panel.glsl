@@ -1,7 +1,7 @@
-// Quantised weights as CPU drivers read them (worker/pack.h): a panel is PANEL groups of 8 rows of W, and a 32-bit word
-// holds one k of column l of every group, group j in BITS bits from bit BITS * j on. A texel is four consecutive k of such
-// columns. A block of 32 k of a panel is BLOCK_TEXELS texels: [8][8] of words, texel 8 * (k / 4 % 8) + l; then lane by
-// lane the 16 bits of scale of its columns, group by group.
+// Quantised weights as CPU drivers read them (worker/pack.h): a panel is PANEL groups of 8 rows of W, and a 32-bit
+// word holds one k of row l of every group, group j in BITS bits from bit BITS * j on. A texel is four consecutive k
+// of such rows. A block of 32 k of a panel is BLOCK_TEXELS texels: [8][8] of words, texel 8 * (k / 4 % 8) + l; then row
+// by row l the 16 bits of scale of each group.
 // q8 is stored as q + 128; formulas in model/quant.h.
 // Exactly one of ESP_W_Q8, ESP_W_Q4 is defined.
 #if defined(ESP_W_Q8)

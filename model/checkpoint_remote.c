@@ -18,6 +18,7 @@ void esp_remote_finish(struct esp_remote *remote)
         munmap(remote->base, remote->n_bytes);
     free(remote->tensor);
     free(remote->names);
+    free(remote->content);
     memset(remote, 0, sizeof *remote);
 }
 
@@ -158,7 +159,8 @@ esp_status esp_checkpoint_open_remote(struct esp_checkpoint **out, const char *c
     r->n_tensor = n_tensors;
     r->tensor = calloc((size_t)n_tensors + 1, sizeof *r->tensor);
     r->names = calloc((size_t)n_tensors + 1, ESP_TENSOR_NAME_MAX);
-    if (!r->tensor || !r->names) {
+    r->content = calloc((size_t)n_tensors + 1, sizeof *r->content);
+    if (!r->tensor || !r->names || !r->content) {
         st = esp_fail(err, ESP_E_NOMEM, "%s: %u tensors", origin, n_tensors);
         goto done;
     }
@@ -175,6 +177,14 @@ esp_status esp_checkpoint_open_remote(struct esp_checkpoint **out, const char *c
 done:
     esp_checkpoint_destroy(&ck);
     return st;
+}
+
+void esp_remote_set_content(struct esp_checkpoint *ck, uint32_t i, const uint8_t *chunk_hashes)
+{
+    struct esp_remote *r = &ck->remote;
+
+    esp_content_tensor(r->content[i], r->tensor[i].n_bytes, r->chunk_bytes, chunk_hashes);
+    r->tensor[i].content = r->content[i];
 }
 
 uint32_t esp_remote_n_tensor(const struct esp_checkpoint *ck)

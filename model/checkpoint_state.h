@@ -3,6 +3,7 @@
 #define ESP_MODEL_CHECKPOINT_STATE_H
 
 #include "model/checkpoint.h"
+#include "model/content.h"
 #include "model/json.h"
 #include "model/safetensors.h"
 #include "model/shard_index.h"
@@ -11,8 +12,9 @@
 struct esp_remote {
     uint32_t chunk_bytes, n_tensor;
     struct esp_tensor *tensor;
-    char *names; /* ESP_TENSOR_NAME_MAX bytes each */
-    void *base;  /* NULL: not reserved */
+    char *names;                           /* ESP_TENSOR_NAME_MAX bytes each */
+    uint8_t (*content)[ESP_CONTENT_BYTES]; /* [n_tensor], for those that have one */
+    void *base;                            /* NULL: not reserved */
     size_t n_bytes;
 };
 

@@ -9,7 +9,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static esp_status open_regular(int *out, size_t *n_bytes, const char *path, struct esp_err *err)
+static int64_t ns(const struct timespec *t)
+{
+    return (int64_t)t->tv_sec * 1000000000 + t->tv_nsec;
+}
+
+static esp_status open_regular(int *out, size_t *n_bytes, struct esp_file_id *id, const char *path,
+                               struct esp_err *err)
 {
     struct stat sb;
     /* O_NONBLOCK: opening a FIFO would otherwise wait for its writer. It changes nothing for a regular file.
@@ -29,6 +35,12 @@ static esp_status open_regular(int *out, size_t *n_bytes, const char *path, stru
         return esp_fail(err, ESP_E_IO, "%s: not a regular file%s", path,
                         S_ISDIR(sb.st_mode) ? " but a directory" : "");
     }
+    if (id)
+        *id = (struct esp_file_id){.device = (uint64_t)sb.st_dev,
+                                   .inode = (uint64_t)sb.st_ino,
+                                   .n_bytes = (uint64_t)sb.st_size,
+                                   .modified = ns(&sb.st_mtim),
+                                   .changed = ns(&sb.st_ctim)};
     *n_bytes = (size_t)sb.st_size; /* 64 bits on both platforms; never negative for a regular file */
     *out = fd;
     return ESP_OK;
@@ -43,7 +55,7 @@ esp_status esp_file_read(char **out, size_t *n_bytes, const char *path, size_t n
 
     *out = NULL;
     *n_bytes = 0;
-    st = open_regular(&fd, &n_file, path, err);
+    st = open_regular(&fd, &n_file, NULL, path, err);
     if (st)
         return st;
     if (n_file > n_max) {
@@ -76,7 +88,8 @@ done:
     return st;
 }
 
-esp_status esp_file_map(const void **out, size_t *n_bytes, const char *path, struct esp_err *err)
+esp_status esp_file_map(const void **out, size_t *n_bytes, struct esp_file_id *id, const char *path,
+                        struct esp_err *err)
 {
     esp_status st;
     void *data = NULL;
@@ -85,7 +98,7 @@ esp_status esp_file_map(const void **out, size_t *n_bytes, const char *path, str
 
     *out = NULL;
     *n_bytes = 0;
-    st = open_regular(&fd, &n_file, path, err);
+    st = open_regular(&fd, &n_file, id, path, err);
     if (st)
         return st;
     if (n_file > 0) { /* an empty mapping is no mapping */

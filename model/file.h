@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "proto/status.h"
 
@@ -19,11 +20,19 @@
  */
 esp_status esp_file_read(char **out, size_t *n_bytes, const char *path, size_t n_max, struct esp_err *err);
 
+/** Which file, and which state of it: as long as these are the same, so are its bytes. Times in ns since 1970. */
+struct esp_file_id {
+    uint64_t device, inode, n_bytes;
+    int64_t modified, changed;
+};
+
 /**
  * A whole file mapped for reading; a file of no bytes gives NULL and 0. esp_file_unmap gives it back.
+ * @param id  of what was mapped; may be NULL
  * Errors: as above.
  */
-esp_status esp_file_map(const void **out, size_t *n_bytes, const char *path, struct esp_err *err);
+esp_status esp_file_map(const void **out, size_t *n_bytes, struct esp_file_id *id, const char *path,
+                        struct esp_err *err);
 
 /** Tolerates NULL. */
 void esp_file_unmap(const void *data, size_t n_bytes);

@@ -42,6 +42,9 @@ uint32_t esp_remote_n_tensor(const struct esp_checkpoint *ck);
 const struct esp_tensor *esp_remote_at(const struct esp_checkpoint *ck, uint32_t i);
 bool esp_remote_index(uint32_t *out, const struct esp_checkpoint *ck, const struct esp_tensor *tensor);
 
+/** Tells what a tensor's bytes are, by the hashes of its chunks. */
+void esp_remote_set_content(struct esp_checkpoint *ck, uint32_t i, const uint8_t *chunk_hashes);
+
 /** Chunks of a tensor of n_bytes, and bytes of one of them. */
 uint64_t esp_chunk_count(uint64_t n_bytes, uint32_t chunk_bytes);
 size_t esp_chunk_bytes(uint64_t n_bytes, uint32_t chunk_bytes, uint64_t chunk);

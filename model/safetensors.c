@@ -13,7 +13,8 @@ struct esp_safetensors {
     char *file;
     const void *mapping; /* NULL when the bytes are the caller's */
     size_t n_mapping;
-    json_t *header; /* keeps the strings that the tensors borrow */
+    struct esp_file_id id; /* of the mapped file */
+    json_t *header;        /* keeps the strings that the tensors borrow */
     size_t n_tensor;
     struct esp_tensor *tensor; /* by name */
 };
@@ -215,10 +216,12 @@ static esp_status parse(struct esp_safetensors *s, const unsigned char *bytes, s
         if (strcmp(name, "__metadata__") == 0) /* words about the file */
             continue;
         s->tensor[i].file = s->file;
+        s->tensor[i].file_id = s->mapping ? &s->id : NULL;
         s->tensor[i].name = name;
         st = parse_tensor(&s->tensor[i], entry, data, n_data, err);
         if (st)
             return st;
+        s->tensor[i].file_at = (uint64_t)((const unsigned char *)s->tensor[i].data - bytes);
         i++;
     }
     s->n_tensor = i;
@@ -247,7 +250,7 @@ esp_status esp_safetensors_open(struct esp_safetensors **out, const char *path, 
 
     if (st)
         return st;
-    st = esp_file_map(&(*out)->mapping, &(*out)->n_mapping, path, err);
+    st = esp_file_map(&(*out)->mapping, &(*out)->n_mapping, &(*out)->id, path, err);
     if (!st)
         st = parse(*out, (*out)->mapping, (*out)->n_mapping, err);
     if (st)

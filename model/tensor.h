@@ -11,6 +11,8 @@
 
 #define ESP_TENSOR_MAX_DIM 8
 
+struct esp_file_id;
+
 /** A stored tensor, borrowed from the mapped file: row-major, little-endian, of any alignment. */
 struct esp_tensor {
     enum esp_dtype
@@ -19,9 +21,13 @@ struct esp_tensor {
     uint64_t shape[ESP_TENSOR_MAX_DIM];
     const void *data; /* quantised: shape[0] rows of blocks, each row beginning with a block */
     size_t n_bytes;
-    const char *name;         /* as stored */
-    const char *stored_dtype; /* as stored: "BF16" */
-    const char *file;         /* path, for messages */
+    const char *name;                  /* as stored */
+    const char *stored_dtype;          /* as stored: "BF16" */
+    const char *file;                  /* path, for messages */
+    const struct esp_file_id *file_id; /* of the mapped file; NULL: it is in none */
+    uint64_t file_at;                  /* where it begins there */
+    const uint8_t
+        *content; /* its hash, as in model/content.h, where it is known without reading it; else NULL */
 };
 
 /** Columns of a matrix: the product of all dimensions but the first; 1 of a vector. The caller's tensor was checked. */

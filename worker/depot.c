@@ -709,6 +709,8 @@ esp_status esp_depot_manifest(struct esp_depot *d, struct esp_checkpoint **out, 
     st = open_claimed(&ck, msg, origin, err);
     if (!st)
         st = make_books(&books, ck, msg, err);
+    for (uint32_t i = 0; !st && i < esp_remote_n_tensor(ck); i++)
+        esp_remote_set_content(ck, i, books.hash[books.base[i]]);
     if (st) {
         drop_books(&books);
         esp_checkpoint_destroy(&ck);

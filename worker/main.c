@@ -14,9 +14,11 @@
 #include <unistd.h>
 
 #include "model/checkpoint.h"
+#include "model/file.h"
 #include "proto/link.h"
 #include "proto/log.h"
 #include "worker/address.h"
+#include "worker/packed.h"
 #include "worker/bench.h"
 #include "worker/serve.h"
 #include "worker/vk_device.h"
@@ -38,6 +40,11 @@ static const char help[] =
     "                       layers are fetched from the coordinator and kept on disk for the next time\n"
     "  --cache DIR          where they are kept; default: espalier/weights in $XDG_CACHE_HOME or ~/.cache\n"
     "  --cache-limit MIB    of all that is kept there; what was not used for the longest time goes first\n"
+    "  --packed DIR         where quantised weights are kept as the device reads them; default: "
+    "espalier/packed "
+    "likewise\n"
+    "  --packed-limit MIB   of all that is kept there, as for --cache-limit; default 32768\n"
+    "  --no-packed          keep none: quantise at every start\n"
     "  --connect ENDPOINT   the coordinator: tcp://HOST:PORT or ipc://PATH\n"
     "  --name NAME          1 to 63 of [A-Za-z0-9._-], unique in the cluster; default HOST-PID\n"
     "  --bind ENDPOINT      where other workers reach this one; default: a private socket if --connect is "
@@ -69,9 +76,9 @@ static const char help[] =
     "usage.\n";
 
 struct args {
-    const char *model, *connect, *name, *bind, *device, *keys, *cache, *bench;
-    uint64_t memory_bytes, cache_limit_bytes;
-    bool insecure, die_with_parent, list, json, profile;
+    const char *model, *connect, *name, *bind, *device, *keys, *cache, *packed, *bench;
+    uint64_t memory_bytes, cache_limit_bytes, packed_limit_bytes;
+    bool insecure, no_packed, die_with_parent, list, json, profile;
     enum esp_log_level level;
 };
 
@@ -126,6 +133,9 @@ static int parse(struct args *a, int argc, char **argv)
         MODEL = 256,
         CACHE,
         CACHE_LIMIT,
+        PACKED,
+        PACKED_LIMIT,
+        NO_PACKED,
         CONNECT,
         NAME,
         BIND,
@@ -146,6 +156,9 @@ static int parse(struct args *a, int argc, char **argv)
         {"model", required_argument, NULL, MODEL},
         {"cache", required_argument, NULL, CACHE},
         {"cache-limit", required_argument, NULL, CACHE_LIMIT},
+        {"packed", required_argument, NULL, PACKED},
+        {"packed-limit", required_argument, NULL, PACKED_LIMIT},
+        {"no-packed", no_argument, NULL, NO_PACKED},
         {"connect", required_argument, NULL, CONNECT},
         {"name", required_argument, NULL, NAME},
         {"bind", required_argument, NULL, BIND},
@@ -195,6 +208,16 @@ static int parse(struct args *a, int argc, char **argv)
         case CACHE_LIMIT:
             if (!parse_mib(&a->cache_limit_bytes, optarg))
                 return usage("--cache-limit %s: not a number of MiB", optarg);
+            break;
+        case PACKED:
+            a->packed = optarg;
+            break;
+        case PACKED_LIMIT:
+            if (!parse_mib(&a->packed_limit_bytes, optarg))
+                return usage("--packed-limit %s: not a number of MiB", optarg);
+            break;
+        case NO_PACKED:
+            a->no_packed = true;
             break;
         case PROFILE:
             a->profile = true;
@@ -247,6 +270,8 @@ static int parse(struct args *a, int argc, char **argv)
         return usage("--cache and --cache-limit are for a worker without --model");
     if (!is_endpoint(a->connect))
         return usage("--connect %s: not tcp://HOST:PORT or ipc://PATH", a->connect);
+    if (a->no_packed && (a->packed || a->packed_limit_bytes))
+        return usage("--no-packed goes without --packed and --packed-limit");
     if (a->bind && !is_endpoint(a->bind))
         return usage("--bind %s: not tcp://HOST:PORT or ipc://PATH", a->bind);
     if (a->name && !is_name(a->name))
@@ -296,6 +321,36 @@ static esp_status default_bind(char *out, size_t n_out, char *dir, size_t n_dir,
     return ESP_OK;
 }
 
+/**
+ * The cache of packed weights; NULL: there is none, for whatever reason. ESPALIER_PACKED stands in for --packed, "off" for
+ * --no-packed; for tests "all" has it take weights that are packed as they are stored, too.
+ */
+static struct esp_packed *open_packed(const struct args *a, const struct esp_log *log)
+{
+    const char *env = getenv("ESPALIER_PACKED"), *where = a->packed;
+    const bool all = env && strcmp(env, "all") == 0;
+    struct esp_packed *packed = NULL;
+    char dir[4096];
+    struct esp_err err = {0};
+    esp_status st = ESP_OK;
+
+    if (a->no_packed || (!where && env && strcmp(env, "off") == 0))
+        return NULL;
+    if (!where && env && env[0] == '/')
+        where = env;
+    if (!where) {
+        st = esp_file_cache_dir(dir, sizeof dir, "packed", &err);
+        where = dir;
+    }
+    if (!st)
+        st = esp_packed_open(&packed, where,
+                             a->packed_limit_bytes ? a->packed_limit_bytes : ESP_PACKED_LIMIT_BYTES, all, log,
+                             &err);
+    if (st)
+        esp_log(log, ESP_LOG_WARN, "packed_unusable why=\"%s\" action=quantise_at_every_start", err.text);
+    return packed;
+}
+
 /** A descriptor that becomes readable on SIGTERM and SIGINT, which from here on end nothing by themselves. */
 static int stop_descriptor(void)
 {
@@ -327,6 +382,7 @@ static esp_status work(const struct args *a, const struct esp_keys *keys, const 
     struct esp_checkpoint *ck = NULL;
     struct esp_vk *vk = NULL;
     struct esp_shelf *shelf = NULL;
+    struct esp_packed *packed = NULL;
     const struct esp_vk_report *report;
     esp_status st;
 
@@ -346,6 +402,7 @@ static esp_status work(const struct args *a, const struct esp_keys *keys, const 
         st = esp_vk_measure(vk, err);
     if (st)
         goto done;
+    vk->packed = packed = open_packed(a, log);
     report = esp_vk_report(vk);
     o.device = (struct esp_msg_device){.name = report->name,
                                        .driver = report->driver,
@@ -387,6 +444,7 @@ done:
     if (*still_busy) /* another thread is in the middle of these */
         return st;
     esp_shelf_destroy(&shelf);
+    esp_packed_destroy(&packed);
     esp_vk_close(&vk);
     esp_checkpoint_destroy(&ck);
     if (o.stop_fd >= 0)

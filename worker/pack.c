@@ -305,6 +305,15 @@ static bool group_as_is(char *group, const struct esp_pack_spec *spec, const str
     return true;
 }
 
+bool esp_pack_quantises(const struct esp_pack_spec *spec, const struct esp_pack_dims *dims)
+{
+    bool as_stored = true;
+
+    for (uint32_t i = 0; i < spec->n_part; i++)
+        as_stored &= esp_wtype_of(spec->part[i].tensor->dtype) == dims->wtype;
+    return esp_wtype_quantised(dims->wtype) && !as_stored;
+}
+
 size_t esp_pack_scratch_bytes(const struct esp_pack_dims *dims)
 {
     return dims->kp * sizeof(float) + esp_wtype_n_bytes(dims->wtype, dims->kp);

@@ -69,6 +69,9 @@ struct esp_pack_dims {
 
 void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec);
 
+/** Whether packing quantises: a hundred times as long as packing weights that are quantised already, or never will be. */
+bool esp_pack_quantises(const struct esp_pack_spec *spec, const struct esp_pack_dims *dims);
+
 /** Bytes of scratch that packing takes. */
 size_t esp_pack_scratch_bytes(const struct esp_pack_dims *dims);
 

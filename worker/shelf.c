@@ -1,14 +1,17 @@
 #include "worker/shelf.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "worker/feed.h"
+#include "worker/packed_key.h"
 #include "worker/piece.h"
 
 #define READ_AHEAD   (UINT64_C(64) << 20) /* of stored bytes, asked for before they are packed */
+#define SLICE_NS     UINT64_C(50000000)   /* after which a slice ends, where packing takes long */
 #define ASK_AGAIN_MS 10                   /* when bytes are not there yet */
 
 /* A piece and how much of it the device has. */
@@ -17,6 +20,9 @@ struct held {
     struct esp_buf *chunk;     /* plan->n_chunk; NULL: not on the device */
     uint32_t mat, part, group; /* what is packed next: a matrix, one of its parts, a group of that */
     uint64_t n_done;           /* bytes packed */
+    bool looked_up;            /* for matrix `mat`, in the cache of packed ones; what came of it: */
+    struct esp_packed_key key; /* its name, while that is being found out */
+    struct esp_packed_file *from, *keep;
     uint32_t ahead_mat, ahead_group;
     uint64_t n_ahead; /* bytes, packed, of what the kernel was asked to read */
     bool asked;       /* `need` said that its bytes are there */
@@ -33,8 +39,9 @@ struct esp_shelf {
     enum esp_wtype want; /* what matrices are held as */
     uint32_t n_held;
     struct held *held;
-    uint64_t other_bytes;  /* of stages, beside weights */
-    struct esp_feed *feed; /* while something is being loaded */
+    uint64_t other_bytes;         /* of stages, beside weights */
+    struct esp_feed *feed;        /* while something is being loaded */
+    struct esp_packed_count told; /* of the cache, in the log */
 };
 
 esp_status esp_shelf_create(struct esp_shelf **out, struct esp_vk *vk, const struct esp_checkpoint *ck,
@@ -60,8 +67,18 @@ esp_status esp_shelf_create(struct esp_shelf **out, struct esp_vk *vk, const str
     return ESP_OK;
 }
 
+/* Ends with the cache of packed matrices for the present one. */
+static void leave_cache(struct held *h, bool whole)
+{
+    esp_packed_key_finish(&h->key);
+    esp_packed_close(&h->from, whole);
+    esp_packed_close(&h->keep, whole);
+    h->looked_up = false;
+}
+
 static void drop(struct esp_shelf *sh, struct held *h)
 {
+    leave_cache(h, false);
     for (uint32_t i = 0; h->chunk && i < h->plan->n_chunk; i++)
         esp_buf_destroy(&h->chunk[i], sh->vk);
     free(h->chunk);
@@ -231,17 +248,26 @@ static uint32_t smaller(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
+/* Whether a matrix is looked for in the cache of packed ones, and kept there. */
+static bool is_cached(const struct esp_shelf *sh, const struct esp_piece_mat *m)
+{
+    const struct esp_packed *packed = sh->vk->packed;
+
+    return packed && (esp_pack_quantises(&m->spec, &m->dims) || esp_packed_takes_all(packed)) &&
+           esp_packed_key_possible(&m->spec);
+}
+
 /* Asks the kernel for the next stored bytes of a piece until `window` packed bytes are on their way; those that are. */
-static uint64_t read_ahead(struct held *h, uint64_t window)
+static uint64_t read_ahead(const struct esp_shelf *sh, struct held *h, uint64_t window)
 {
     const struct esp_piece *plan = h->plan;
 
     while (h->ahead_mat < plan->n_mat && h->n_ahead - h->n_done < window) {
         const struct esp_piece_mat *m = &plan->mat[h->ahead_mat];
         const uint32_t n_group = m->dims.np / 8;
-        const uint32_t n = smaller(esp_feed_most(m) + 1, n_group - h->ahead_group); /* at least one */
+        const uint32_t n = smaller(esp_feed_most(m, false) + 1, n_group - h->ahead_group); /* at least one */
 
-        for (uint32_t i = 0; i < m->spec.n_part; i++) {
+        for (uint32_t i = 0; i < m->spec.n_part && !is_cached(sh, m); i++) {
             uint64_t at, n_bytes;
             esp_pack_source(&at, &n_bytes, &m->spec, i, h->ahead_group, n);
             esp_tensor_soon(m->spec.part[i].tensor, at, n_bytes);
@@ -267,7 +293,7 @@ static void read_ahead_from(struct esp_shelf *sh, const struct esp_stage_spec *s
             continue;
         if (sh->need && !h->asked)
             return;
-        n = read_ahead(h, window);
+        n = read_ahead(sh, h, window);
         window -= n < window ? n : window;
     }
 }
@@ -325,84 +351,189 @@ static void read_beside(void *arg)
     read_ahead_from(a->sh, a->spec, a->piece);
 }
 
-/* Packs the next groups of a piece, no more than max_bytes of them if several are left. */
+/* How much a call may do yet. */
+struct budget {
+    uint64_t n_bytes;  /* packed or hashed */
+    uint64_t until_ns; /* 0: as long as it takes */
+    uint64_t n_loaded; /* bytes on the device by now */
+};
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+static bool is_spent(const struct budget *b)
+{
+    return b->n_bytes == 0 || (b->until_ns && now_ns() >= b->until_ns);
+}
+
+static void spend(struct budget *b, uint64_t n_bytes)
+{
+    b->n_bytes -= n_bytes < b->n_bytes ? n_bytes : b->n_bytes;
+}
+
+/* Finds out what the present matrix is called, and whether it is there packed; h->looked_up: it is done. */
+static esp_status look_up(struct esp_shelf *sh, struct held *h, struct budget *b, struct esp_err *err)
+{
+    const struct esp_piece_mat *m = &h->plan->mat[h->mat];
+    struct esp_packed *packed = sh->vk->packed;
+    const uint32_t unit = esp_feed_unit(m), n_unit = m->dims.np / 8 / unit;
+    const uint64_t unit_bytes = (uint64_t)unit * m->dims.group_bytes;
+    uint8_t name[ESP_CONTENT_BYTES];
+    uint64_t spent = 0;
+    bool done = true;
+    esp_status st;
+
+    if (!is_cached(sh, m)) {
+        h->looked_up = true;
+        return ESP_OK;
+    }
+    if (!h->key.spec)
+        esp_packed_key_init(&h->key, &m->spec, esp_packed_known(packed));
+    st = esp_packed_key_step(&done, &h->key, esp_feed_pool(sh->feed), b->n_bytes, &spent, err);
+    spend(b, spent);
+    if (st || !done)
+        return st;
+    st = esp_packed_key_name(name, &h->key, &m->dims, err);
+    if (st)
+        return st;
+    if (esp_packed_find(&h->from, packed, name, n_unit, unit_bytes, NULL))
+        (void)esp_packed_begin(&h->keep, packed, name, n_unit, unit_bytes,
+                               NULL); /* or it is packed for now */
+    esp_packed_key_finish(&h->key);
+    h->looked_up = true;
+    return ESP_OK;
+}
+
+static void matrix_done(struct held *h)
+{
+    const struct esp_piece_mat *m = &h->plan->mat[h->mat];
+
+    leave_cache(h, true);
+    h->part = 0;
+    h->mat++;
+    for (uint32_t i = 0; i < m->spec.n_part; i++)
+        esp_tensor_done(m->spec.part[i].tensor);
+}
+
+/* Packs the next groups of a piece, no more than the budget has if several are left. */
 static esp_status pack_some(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint32_t piece,
-                            uint64_t max_bytes, uint64_t *n_packed, struct esp_err *err)
+                            struct budget *b, struct esp_err *err)
 {
     struct held *h = &sh->held[piece];
     struct ahead ahead = {sh, spec, piece};
     const struct esp_piece_mat *m = &h->plan->mat[h->mat];
-    const uint32_t unit = esp_feed_unit(m), most = esp_feed_most(m);
+    const uint32_t unit = esp_feed_unit(m), most = esp_feed_most(m, h->from != NULL);
     struct esp_feed_run run = {.m = m,
                                .part = h->part,
                                .group = h->group,
                                .n_group = m->mat.part[h->part].n_row / 8 - h->group,
                                .to = &h->chunk[m->mat.part[h->part].chunk],
+                               .from = h->from,
+                               .keep = h->keep,
                                .beside = read_beside,
                                .arg = &ahead};
-    const uint64_t room = max_bytes / m->dims.group_bytes / unit * unit;
+    const uint64_t room = b->n_bytes / m->dims.group_bytes / unit * unit;
+    struct esp_err why = {0};
+    uint64_t n_packed;
+    bool damaged;
     esp_status st;
 
-    *n_packed = 0;
     if (most == 0)
         return esp_fail(err, ESP_E_UNSUPPORTED, "%s: rows too long", m->spec.part[0].tensor->name);
     if (room < most)
         run.n_group = smaller(run.n_group, room ? (uint32_t)room : unit);
     run.n_group = smaller(run.n_group, most);
-    st = esp_feed_pack(sh->feed, &run, err);
+    st = esp_feed_pack(sh->feed, &run, &damaged, &why);
+    if (damaged) { /* the rest is packed; what was read before it was right */
+        esp_packed_damaged(&h->from, why.text);
+        return ESP_OK;
+    }
     if (st)
-        return st;
-    *n_packed = (uint64_t)run.n_group * m->dims.group_bytes;
-    h->n_done += *n_packed;
+        return esp_fail(err, st, "%s", why.text);
+    n_packed = (uint64_t)run.n_group * m->dims.group_bytes;
+    spend(b, n_packed);
+    b->n_loaded += n_packed;
+    h->n_done += n_packed;
     h->group += run.n_group;
     if (h->group == m->mat.part[h->part].n_row / 8) {
         h->group = 0;
         h->part++;
     }
-    if (h->part == m->mat.n_part) {
-        h->part = 0;
-        h->mat++;
-        for (uint32_t i = 0; i < m->spec.n_part; i++)
-            esp_tensor_done(m->spec.part[i].tensor);
-    }
+    if (h->part == m->mat.n_part)
+        matrix_done(h);
     return ESP_OK;
 }
 
-/* Reads on in a piece until it is whole or *loaded has come to max_bytes. */
-static esp_status load_piece(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint32_t piece,
-                             uint64_t max_bytes, uint64_t *loaded, struct esp_err *err)
+/* Makes sure that a piece's bytes are there. A remote checkpoint's are not needed where it is found packed, by its hashes. */
+static esp_status ask(struct esp_shelf *sh, struct held *h, struct esp_err *err)
 {
-    struct held *h = &sh->held[piece];
     esp_status st = ESP_OK;
 
     if (sh->need && !h->asked)
         st = sh->need(sh->need_arg, h->plan->tensor, h->plan->n_tensor, err);
+    h->asked = !st;
+    return st;
+}
+
+/* Reads on in a piece until it is whole or the budget is spent. */
+static esp_status load_piece(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint32_t piece,
+                             struct budget *b, struct esp_err *err)
+{
+    struct held *h = &sh->held[piece];
+    esp_status st = ESP_OK;
+
+    if (!is_cached(sh, &h->plan->mat[h->mat]))
+        st = ask(sh, h, err);
     if (st)
         return st;
-    h->asked = true;
     if (!h->chunk && (st = place(sh, spec, piece, err)))
         return st;
     if (!sh->feed && (st = esp_feed_create(&sh->feed, sh->vk, err)))
         return st;
-    while (!st && !whole(h) && *loaded < max_bytes) {
-        uint64_t n;
-        st = pack_some(sh, spec, piece, max_bytes - *loaded, &n, err);
-        *loaded += n;
-    }
+    do {
+        if (!h->looked_up)
+            st = look_up(sh, h, b, err);
+        else if (h->from || !(st = ask(sh, h, err)))
+            st = pack_some(sh, spec, piece, b, err);
+    } while (!st && !whole(h) && !is_spent(b));
     return st;
 }
 
-/* Reads up to about max_bytes of what spec lacks. The last of it may still be on its way at return. */
-static esp_status load_some(struct esp_shelf *sh, const struct esp_stage_spec *spec, uint64_t max_bytes,
-                            uint64_t *loaded, struct esp_err *err)
+/* Reads up to the budget of what spec lacks. The last of it may still be on its way at return. */
+static esp_status load_some(struct esp_shelf *sh, const struct esp_stage_spec *spec, struct budget *b,
+                            struct esp_err *err)
 {
     esp_status st = ESP_OK;
 
-    *loaded = 0;
-    for (uint32_t i = 0; !st && i < sh->n_held && *loaded < max_bytes; i++)
+    for (uint32_t i = 0; !st && i < sh->n_held && !is_spent(b); i++)
         if (of(sh, i, spec) && !whole(&sh->held[i]))
-            st = load_piece(sh, spec, i, max_bytes, loaded, err);
+            st = load_piece(sh, spec, i, b, err);
     return st;
+}
+
+/* What only loading takes. */
+static void rest(struct esp_shelf *sh)
+{
+    struct esp_packed_count c;
+
+    esp_feed_destroy(&sh->feed);
+    if (!sh->vk->packed)
+        return;
+    esp_known_save(esp_packed_known(sh->vk->packed));
+    esp_packed_count(sh->vk->packed, &c);
+    if (memcmp(&c, &sh->told, sizeof c) != 0)
+        esp_log(sh->vk->log, ESP_LOG_INFO,
+                "packed_weights used=%" PRIu64 " used_mib=%" PRIu64 " kept=%" PRIu64 " kept_mib=%" PRIu64
+                " damaged=%" PRIu64 " failed=%" PRIu64,
+                c.used - sh->told.used, (c.used_bytes - sh->told.used_bytes) >> 20, c.kept - sh->told.kept,
+                (c.kept_bytes - sh->told.kept_bytes) >> 20, c.damaged - sh->told.damaged,
+                c.failed - sh->told.failed);
+    sh->told = c;
 }
 
 /* Whatever became of it: nothing is under way to the device any more. */
@@ -417,6 +548,7 @@ esp_status esp_shelf_load(struct esp_shelf *sh, const struct esp_stage_spec *spe
                           struct esp_shelf_slice *out, struct esp_err *err)
 {
     const uint64_t budget = sh->vk->report.memory_bytes;
+    struct budget b = {.n_bytes = max_bytes ? max_bytes : 1, .until_ns = now_ns() + SLICE_NS};
     uint64_t all, done, beside;
     esp_status st;
 
@@ -435,13 +567,14 @@ esp_status esp_shelf_load(struct esp_shelf *sh, const struct esp_stage_spec *spe
                         (double)budget / (1 << 20));
     if (all + beside + bytes_outside(sh, spec, false) > budget)
         drop_idle(sh, spec);
-    st = load_some(sh, spec, max_bytes ? max_bytes : 1, &out->loaded_bytes, err);
+    st = load_some(sh, spec, &b, err);
     st = arrive(sh, st, err);
+    out->loaded_bytes = b.n_loaded;
     out->lacking_bytes -= out->loaded_bytes;
     if (st == ESP_E_NOMEM)
         drop_idle(sh, NULL);
     if (st != ESP_E_TIMEOUT && (st || out->lacking_bytes == 0))
-        esp_feed_destroy(&sh->feed);
+        rest(sh);
     return st;
 }
 
@@ -460,19 +593,20 @@ static esp_status pause_or_stop(esp_load_progress progress, void *arg, uint64_t 
 esp_status esp_shelf_fill(struct esp_shelf *sh, const struct esp_stage_spec *spec, esp_load_progress progress,
                           void *arg, uint64_t *loaded_bytes, struct esp_err *err)
 {
-    uint64_t all, done, total, n = 0;
+    uint64_t all, done, total;
     esp_status st = sum(sh, spec, &all, &done, err);
 
     *loaded_bytes = 0;
     total = all - done;
     while (!st && *loaded_bytes < total) {
-        st = load_some(sh, spec, ESP_SHELF_SLICE, &n, err);
-        *loaded_bytes += n;
+        struct budget b = {.n_bytes = ESP_SHELF_SLICE};
+        st = load_some(sh, spec, &b, err);
+        *loaded_bytes += b.n_loaded;
         if (!st || st == ESP_E_TIMEOUT)
             st = pause_or_stop(progress, arg, *loaded_bytes, total, st == ESP_E_TIMEOUT, err);
     }
     st = arrive(sh, st, err);
-    esp_feed_destroy(&sh->feed);
+    rest(sh);
     return st;
 }
 

@@ -51,8 +51,9 @@ struct esp_shelf_slice {
 };
 
 /**
- * Reads about max_bytes of what a coming placement will lack, and returns. A piece may be left in the middle: the next
- * call goes on there, for whatever placement.
+ * Reads about max_bytes of what a coming placement will lack, or what 50 ms suffice for, and returns; it may also have found
+ * out no more than whether something was packed before. A piece may be left in the middle: the next call goes on there, for
+ * whatever placement.
  * @param out  set in any case; zeros where spec was refused
  * Errors: ESP_E_ARG (spec contradicts the model, or takes weights of another type than the present stage), ESP_E_NOMEM (it does not fit beside what the present stage holds,
  * with both numbers, or the driver has no more: idle pieces are dropped then), ESP_E_TIMEOUT (bytes are not there yet),

@@ -64,6 +64,7 @@ struct esp_vk {
     enum esp_vk_class cls;
     struct esp_vk_report report;
     struct esp_pipes *pipes;
+    struct esp_packed *packed; /* its owner's: matrices that were packed before (worker/packed.h); NULL: none */
     volatile uint32_t n_validation; /* messages of the validation layer so far */
 };
 

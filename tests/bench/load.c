@@ -7,8 +7,10 @@
  * Filling goes right before loading: memory that a hypervisor took back costs a fault of the host for every page, and what
  * was just freed does not.
  *
- * Usage: bench-load [--cold] [--turns N] [--device D] MODEL_DIR
- *   --cold  drops the files from the page cache before each cat and each load
+ * Usage: bench-load [--cold] [--turns N] [--device D] [--weights T] [--packed DIR] MODEL_DIR
+ *   --cold     drops the files from the page cache before each cat and each load
+ *   --weights  what the device holds: stored (the default), bf16, f16, f32, q8, q4
+ *   --packed   keeps quantised matrices there: the first turn quantises, the others read them
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -25,6 +27,7 @@
 #include <unistd.h>
 
 #include "tests/support/chain.h"
+#include "worker/packed.h"
 #include "worker/pool.h"
 
 #define MAX_TURNS 32
@@ -141,7 +144,7 @@ static void drop_files(const glob_t *files)
 
 /* ---- loading ---- */
 
-static void time_load(struct turn *t, struct esp_vk *vk, const char *dir)
+static void time_load(struct turn *t, struct esp_vk *vk, const char *dir, enum esp_wtype weights)
 {
     uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
     struct esp_checkpoint *ck;
@@ -154,7 +157,8 @@ static void time_load(struct turn *t, struct esp_vk *vk, const char *dir)
                                   .max_rows = MAX_ROWS,
                                   .kv_tokens = MAX_ROWS,
                                   .max_seqs = 1,
-                                  .max_images = 1};
+                                  .max_images = 1,
+                                  .weights = weights};
     struct esp_err err = {0};
     const double start = seconds();
     double opened, hashed;
@@ -210,12 +214,13 @@ static void print(const char *name, const struct turn *t, double gb)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"cold", no_argument, NULL, 'c'},
-                                            {"turns", required_argument, NULL, 't'},
-                                            {"device", required_argument, NULL, 'd'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"cold", no_argument, NULL, 'c'},         {"turns", required_argument, NULL, 't'},
+        {"device", required_argument, NULL, 'd'}, {"weights", required_argument, NULL, 'w'},
+        {"packed", required_argument, NULL, 'p'}, {NULL, 0, NULL, 0}};
     struct turn turn[MAX_TURNS], m;
-    const char *device = NULL;
+    const char *device = NULL, *packed = NULL;
+    enum esp_wtype weights = ESP_W_STORED;
     char pattern[4096], name[16];
     bool cold = false;
     int c, n = 5;
@@ -234,11 +239,16 @@ int main(int argc, char **argv)
             n = atoi(optarg);
         else if (c == 'd')
             device = optarg;
-        else
+        else if (c == 'p')
+            packed = optarg;
+        else if (c != 'w' || !esp_wtype_parse(&weights, optarg))
             return 2;
     }
     if (optind + 1 != argc || n < 1 || n > MAX_TURNS) {
-        fprintf(stderr, "usage: bench-load [--cold] [--turns 1..%d] [--device D] MODEL_DIR\n", MAX_TURNS);
+        fprintf(stderr,
+                "usage: bench-load [--cold] [--turns 1..%d] [--device D] [--weights T] [--packed DIR] "
+                "MODEL_DIR\n",
+                MAX_TURNS);
         return 2;
     }
     snprintf(pattern, sizeof pattern, "%s/*.safetensors", argv[optind]);
@@ -253,6 +263,8 @@ int main(int argc, char **argv)
     esp_log_init(&log, "bench-load");
     log.level = ESP_LOG_WARN;
     esp_must(esp_vk_open(&vk, device, NULL, &log, &err), &err);
+    if (packed)
+        esp_must(esp_packed_open(&vk->packed, packed, 0, false, &log, &err), &err);
     printf("%.2f GB, %s, %s, %u threads, %s\n", gb, esp_vk_report(vk)->name, esp_vk_report(vk)->driver,
            esp_pool_cores(), cold ? "files not in memory" : "files in memory");
     printf("turn     fill memory            cat                    load                   of it open  "
@@ -272,7 +284,7 @@ int main(int argc, char **argv)
         turn[i].fill = time_fill(n_bytes);
         turn[i].fill_cpu = cpu_seconds(RUSAGE_SELF) - cpu;
         cpu = cpu_seconds(RUSAGE_SELF);
-        time_load(&turn[i], vk, argv[optind]);
+        time_load(&turn[i], vk, argv[optind], weights);
         turn[i].load_cpu = cpu_seconds(RUSAGE_SELF) - cpu;
         snprintf(name, sizeof name, "%d", i + 1);
         print(name, &turn[i], gb);
@@ -286,6 +298,7 @@ int main(int argc, char **argv)
     slower = m.cat > m.fill ? m.cat : m.fill;
     printf("load reaches %.2f of cat's rate, %.2f of the slower of cat and fill\n", m.cat / m.load,
            slower / m.load);
+    esp_packed_destroy(&vk->packed);
     esp_vk_close(&vk);
     globfree(&files);
     return 0;

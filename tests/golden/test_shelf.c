@@ -471,8 +471,10 @@ static void test_types(void **state)
     check_like_fresh(stage, &other);
     esp_stage_destroy(&stage);
     spec.weights = ESP_W_Q4;
-    assert_int_equal(esp_shelf_load(shelf, &spec, 1 << 30, &slice, &err), ESP_OK);
-    assert_int_equal(slice.lacking_bytes, 0);
+    do { /* a slice ends in time, however much it may read */
+        assert_int_equal(esp_shelf_load(shelf, &spec, 1 << 30, &slice, &err), ESP_OK);
+        assert_true(slice.loaded_bytes > 0);
+    } while (slice.lacking_bytes > 0);
     stage = stage_open(shelf, &spec);
     assert_int_equal(info(stage).loaded_bytes, 0);
     check_like_fresh(stage, &spec);

@@ -69,14 +69,17 @@ esp_status esp_model_cost_fill(struct esp_model_cost *out, const struct esp_conf
     double prompt =
         (double)options->n_image * config->vision.n_token + (options->n_text ? options->n_text : 32);
 
-    if (!(options->bytes_per_weight > 0.0 && options->bytes_per_weight <= 8.0))
-        return esp_fail(err, ESP_E_ARG, "%g bytes a weight", options->bytes_per_weight);
+    const double vision = options->vision_bytes != 0 ? options->vision_bytes : options->bytes_per_weight;
+
+    if (!(options->bytes_per_weight > 0.0 && options->bytes_per_weight <= 8.0 && vision > 0.0 &&
+          vision <= 8.0))
+        return esp_fail(err, ESP_E_ARG, "%g and %g bytes a weight", options->bytes_per_weight, vision);
     if (options->n_image == 0 || options->max_rows == 0)
         return esp_fail(err, ESP_E_ARG, "a typical request has at least 1 image and 1 row");
     c.n_enc = config->vision.n_layer;
     c.n_dec = config->text.n_layer;
     c.n_answer = options->n_answer ? options->n_answer : 32;
-    fill_vision(&c, &config->vision, config->text.width, options->bytes_per_weight, options->n_image);
+    fill_vision(&c, &config->vision, config->text.width, vision, options->n_image);
     fill_text(&c, &config->text, options->bytes_per_weight, prompt, options);
     *out = c;
     return ESP_OK;

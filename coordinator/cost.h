@@ -44,6 +44,7 @@ struct esp_model_cost {
 
 struct esp_cost_options {
     double bytes_per_weight;   /* 2 for bf16 and f16, 4 for f32, 1.0625 for 8 bit in blocks of 32 */
+    double vision_bytes;       /* the same for the encoder and the projector; 0: as bytes_per_weight */
     uint32_t n_image;          /* pictures of a typical request, at least 1 */
     uint32_t n_text, n_answer; /* its prompt and answer in tokens; 0: 32 */
     uint32_t max_rows;         /* rows of one step: sizes the decoder's scratch */
@@ -52,7 +53,7 @@ struct esp_cost_options {
 
 /**
  * Fills *out for a model.
- * Errors: ESP_E_ARG (a bytes_per_weight that is not in (0, 8], no image, no rows).
+ * Errors: ESP_E_ARG (bytes of a weight that are not in (0, 8], no image, no rows).
  */
 esp_status esp_model_cost_fill(struct esp_model_cost *out, const struct esp_config *config,
                                const struct esp_cost_options *options, struct esp_err *err);

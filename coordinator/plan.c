@@ -6,21 +6,23 @@
 #include "coordinator/cost.h"
 #include "coordinator/split.h"
 #include "model/quant.h"
+#include "model/roles.h"
 
-/* What the model's weights take a number on a device; as they are stored: the widest type of its large tensors. */
-static double bytes_per_weight(const struct esp_checkpoint *ck, enum esp_wtype weights)
+/* What weights of some large roles take a number on a device, at most. */
+static double bytes_per_weight(const struct esp_checkpoint *ck, const enum esp_role *roles, size_t n,
+                               enum esp_wtype want)
 {
-    static const enum esp_role large[] = {ESP_T_EMBED, ESP_T_GATE_W, ESP_T_Q_W, ESP_V_FC1_W, ESP_V_Q_W};
     double most = 0;
 
-    if (weights != ESP_W_STORED)
-        return (double)esp_wtype_n_bytes(weights, ESP_QUANT_BLOCK) / ESP_QUANT_BLOCK;
-    for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) {
-        const struct esp_tensor *t = esp_checkpoint_tensor(ck, large[i], 0);
-        const double n =
-            t ? (double)esp_wtype_n_bytes(esp_wtype_of(t->dtype), ESP_QUANT_BLOCK) / ESP_QUANT_BLOCK : 0;
+    for (size_t i = 0; i < n; i++) {
+        const struct esp_tensor *t = esp_checkpoint_tensor(ck, roles[i], 0);
+        enum esp_wtype type = esp_role_wtype(esp_checkpoint_config(ck), roles[i], want);
+        double bytes;
 
-        most = n > most ? n : most;
+        if (type == ESP_W_STORED && t)
+            type = esp_wtype_of(t->dtype);
+        bytes = (double)esp_wtype_n_bytes(type, ESP_QUANT_BLOCK) / ESP_QUANT_BLOCK;
+        most = bytes > most ? bytes : most;
     }
     return most > 0 ? most : 2;
 }
@@ -43,10 +45,14 @@ static esp_status work_create(struct work **out, const struct esp_plan_input *in
 {
     const struct esp_config *config = esp_checkpoint_config(in->ck);
     const struct esp_cluster_options *o = in->options;
-    const struct esp_cost_options cost_options = {.bytes_per_weight = bytes_per_weight(in->ck, o->weights),
-                                                  .n_image = 1,
-                                                  .max_rows = o->sizing.context,
-                                                  .max_seqs = ESP_CLUSTER_LOGIT_ROWS};
+    static const enum esp_role text[] = {ESP_T_EMBED, ESP_T_GATE_W, ESP_T_Q_W},
+                               vision[] = {ESP_V_FC1_W, ESP_V_Q_W};
+    const struct esp_cost_options cost_options = {
+        .bytes_per_weight = bytes_per_weight(in->ck, text, 3, o->weights),
+        .vision_bytes = bytes_per_weight(in->ck, vision, 2, o->weights),
+        .n_image = 1,
+        .max_rows = o->sizing.context,
+        .max_seqs = ESP_CLUSTER_LOGIT_ROWS};
     struct work *k = calloc(1, sizeof *k);
     esp_status st;
 

@@ -94,6 +94,8 @@ bool esp_role_has_layers(enum esp_role role)
 
 enum esp_wtype esp_role_wtype(const struct esp_config *c, enum esp_role role, enum esp_wtype want)
 {
+    const enum esp_wtype vision = want == ESP_W_Q4 ? ESP_W_Q8 : want;
+
     switch (role) {
     case ESP_V_PATCH_W:
     case ESP_V_Q_W:
@@ -102,6 +104,7 @@ enum esp_wtype esp_role_wtype(const struct esp_config *c, enum esp_role role, en
     case ESP_V_FC1_W:
     case ESP_V_FC2_W:
     case ESP_P_W:
+        return vision;
     case ESP_T_EMBED:
     case ESP_T_Q_W:
     case ESP_T_K_W:
@@ -111,7 +114,7 @@ enum esp_wtype esp_role_wtype(const struct esp_config *c, enum esp_role role, en
     case ESP_T_DOWN_W:
         return want;
     case ESP_V_O_W:
-        return esp_wtype_quantised(want) && c->vision.head_dim % 8 ? ESP_W_STORED : want;
+        return esp_wtype_quantised(want) && c->vision.head_dim % 8 ? ESP_W_STORED : vision;
     case ESP_T_O_W:
         return esp_wtype_quantised(want) && c->text.head_dim % 8 ? ESP_W_STORED : want;
     default:

@@ -246,7 +246,7 @@ static void test_weights(void **state)
     static const struct {
         enum esp_wtype type;
         double bytes; /* a weight */
-    } c[] = {{ESP_W_STORED, 2}, {ESP_W_F32, 4}, {ESP_W_F16, 2}, {ESP_W_Q8, 34.0 / 32}, {ESP_W_Q4, 18.0 / 32}};
+    } c[] = {{ESP_W_STORED, 2}, {ESP_W_F32, 4}, {ESP_W_F16, 2}, {ESP_W_Q8, 34.0 / 32}, {ESP_W_Q4, 0}};
     double stored = 0;
 
     join("a", 1, 1000);
@@ -263,6 +263,10 @@ static void test_weights(void **state)
         }
         if (c[i].type == ESP_W_STORED)
             stored = sum;
+        if (c[i].type == ESP_W_Q4) { /* of the decoder; the encoder is q8 */
+            assert_true(sum > stored * 18 / 64 && sum < stored * 34 / 64);
+            continue;
+        }
         /* norms and biases stay float32: a few per cent of so small a model */
         if (!(sum > stored * c[i].bytes / 2 * 0.97 && sum < stored * c[i].bytes / 2 * 1.15))
             fail_msg("%s: %g bytes, as stored %g", esp_wtype_name(c[i].type), sum, stored);

@@ -120,6 +120,7 @@ static void test_same_weights(void **state)
         made = open_ok(out);
         assert_int_equal(esp_checkpoint_tensor(made, ESP_T_GATE_W, 1)->dtype,
                          type == ESP_W_Q8 ? ESP_Q8 : ESP_Q4);
+        assert_int_equal(esp_checkpoint_tensor(made, ESP_V_FC1_W, 1)->dtype, ESP_Q8); /* of either */
         assert_int_equal(esp_checkpoint_tensor(made, ESP_V_PATCH_W, 0)->n_dim, 4);
         assert_int_equal(esp_checkpoint_tensor(made, ESP_V_POS, 0)->dtype,
                          esp_checkpoint_tensor(from, ESP_V_POS, 0)->dtype);
@@ -142,7 +143,6 @@ static void test_same_weights(void **state)
     assert_int_equal(run("/nowhere", dir, "q8", "1"), 1);
 }
 
-#define Q0    "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight"
 #define NORM0 "language_model.model.norm.weight"
 
 /* A header with other text of the same length in one place; what opening says. */
@@ -161,9 +161,9 @@ static void test_bad_files(void **state)
          "\""
          "espalier_quantized\":\"1\"",
          "dtype U8, expected F32, F16 or BF16"},
-        {"\"shape\":[144,90]", "\"shape\":[90,144]",
-         "shape [90, 144] of bytes, expected [144, 170] (q8) or [.., 90] (q4)"},
-        {"\"shape\":[144,90]", "\"shape\":[12960]", NULL},
+        {"\"shape\":[192,252]", "\"shape\":[252,192]",
+         "shape [252, 192] of bytes, expected [192, 476] (q8) or [.., 252] (q4)"},
+        {"\"shape\":[192,252]", "\"shape\":[48384]", NULL},
         {"\"" NORM0 "\":{\"dtype\":\"F32\",\"shape\":[192]", NULL, "one like this is not quantised"},
     };
     char out[96], path[128], *text;

@@ -28,6 +28,9 @@
 #include "esp_spv_matmul_texel_f32.h"
 #include "esp_spv_matmul_texel_q4.h"
 #include "esp_spv_matmul_texel_q8.h"
+#include "esp_spv_matvec_gpu_bf16.h"
+#include "esp_spv_matvec_gpu_f16.h"
+#include "esp_spv_matvec_gpu_f32.h"
 #include "esp_spv_matvec_plain_bf16.h"
 #include "esp_spv_matvec_plain_f16.h"
 #include "esp_spv_matvec_plain_f32.h"
@@ -99,6 +102,9 @@ static const struct esp_kernel_code table[] = {
     ROW(MATMUL, TEXEL, F32_, matmul_texel_f32, 16, 8),
     ROW(MATMUL, TEXEL, Q8_, matmul_texel_q8, 16, 8),
     ROW(MATMUL, TEXEL, Q4_, matmul_texel_q4, 16, 8),
+    ROW(MATVEC, GPU, BF16_, matvec_gpu_bf16, 0, 1),
+    ROW(MATVEC, GPU, F16_, matvec_gpu_f16, 0, 1),
+    ROW(MATVEC, GPU, F32_, matvec_gpu_f32, 0, 1),
     ROW(MATVEC, PLAIN, BF16_, matvec_plain_bf16, 0, 1),
     ROW(MATVEC, PLAIN, F16_, matvec_plain_f16, 0, 1),
     ROW(MATVEC, PLAIN, F32_, matvec_plain_f32, 0, 1),
@@ -127,5 +133,5 @@ const struct esp_kernel_code *esp_kernel_find(enum esp_kernel kernel, enum esp_v
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
         if (table[i].kernel == kernel && table[i].cls == cls && table[i].weights == weights)
             return &table[i];
-    return NULL;
+    return cls == ESP_VK_GPU ? esp_kernel_find(kernel, ESP_VK_PLAIN, weights) : NULL;
 }

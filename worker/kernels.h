@@ -47,7 +47,8 @@ struct esp_kernel_code {
     struct esp_kernel_tile tile;
 };
 
-/** NULL when there is none: a bug of ours, or a weight type no kernel reads. */
+/** NULL when there is none: a bug of ours, or a weight type no kernel reads. The gpu class takes what it has no kernel of
+ * its own for from the plain class, whose packing it shares. */
 const struct esp_kernel_code *esp_kernel_find(enum esp_kernel kernel, enum esp_vk_class cls,
                                               enum esp_wtype weights);
 

@@ -7,6 +7,8 @@
 
 #define MAX_GROUPS 65535u /* workgroups in one axis: what every device guarantees */
 
+#define MATVEC_THREADS 131072u /* a large GPU has them at work with a few loads each */
+
 #define CHECK_PUSH(s) _Static_assert(sizeof(struct s) <= ESP_PUSH_MAX, #s)
 CHECK_PUSH(esp_push_matmul);
 CHECK_PUSH(esp_push_norm);
@@ -176,12 +178,28 @@ static uint32_t div_up(uint32_t a, uint32_t b)
     return (a + b - 1) / b;
 }
 
+/* Threads of a matvec workgroup of the gpu class: where columns are few, more share the k of each. A row's sums follow
+ * from it, so it follows from the whole matrix and the device alone. */
+static uint32_t matvec_lanes(const struct esp_vk *vk, const struct esp_mat *w, bool pairs)
+{
+    const uint32_t n_group = pairs ? w->np / 16 : w->np / 8;
+    const uint32_t most = vk->max_lanes < 256 || vk->wave < 8 ? 128 : 256;
+    uint32_t lanes = 64;
+
+    while (lanes < vk->wave ||
+           (lanes < most && n_group * (uint64_t)lanes < MATVEC_THREADS && lanes * 2 < w->kp))
+        lanes *= 2;
+    return lanes;
+}
+
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
                    const struct esp_matmul_how *how)
 {
     const struct esp_kernel_code *code = find(rec, how->few ? ESP_K_MATVEC : ESP_K_MATMUL, w->wtype);
-    const uint32_t spec[2] = {how->epilogue, how->few};
+    const struct esp_vk *vk = rec->space->vk;
     const bool pairs = how->epilogue == ESP_EPI_GEGLU;
+    const bool gpu = code && code->cls == ESP_VK_GPU;
+    const uint32_t spec[4] = {how->epilogue, how->few, gpu ? matvec_lanes(vk, w, pairs) : 0, vk->wave};
 
     for (uint32_t i = 0; i < w->n_part; i++) {
         const uint32_t n_group = w->part[i].n_row / 8;
@@ -201,7 +219,7 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
         struct launch l = {
             .code = code,
             .spec = spec,
-            .n_spec = how->few ? 2 : 1,
+            .n_spec = how->few ? (gpu ? 4 : 2) : 1,
             .push = &push,
             .push_bytes = sizeof push,
             .chunk = w->part[i].chunk,
@@ -288,7 +306,7 @@ uint32_t esp_attn_shared_bytes(const struct esp_vk *vk, uint32_t head_dim)
 {
     /* attention.comp: q, s, then m, l, scale and range; the texel kernel has none */
     const uint32_t a_query = head_dim * 4 + ESP_KV_BLOCK * 4 + 3 * 4 + 8;
-    return vk->cls == ESP_VK_PLAIN ? ESP_TILE_QUERIES * a_query : 0;
+    return vk->cls != ESP_VK_TEXEL ? ESP_TILE_QUERIES * a_query : 0;
 }
 
 void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,

@@ -24,8 +24,17 @@ struct candidate {
     uint64_t memory_bytes; /* free in the device's own heap, as far as it tells */
     bool has_budget, uma;
     uint64_t host_align; /* of host memory that a CPU driver takes for its own; 0: it takes none */
-    enum esp_vk_class cls;
+    bool has_size_control; /* VK_EXT_subgroup_size_control with both its features */
+    uint32_t wave, max_lanes;
+    bool can[ESP_VK_N_CLASS];
+    enum esp_vk_class cls; /* the one that fits it */
 };
+
+const char *esp_vk_class_name(enum esp_vk_class cls)
+{
+    static const char *const names[ESP_VK_N_CLASS] = {"plain", "texel", "gpu"};
+    return names[cls];
+}
 
 const char *esp_vk_result_name(VkResult r)
 {
@@ -112,7 +121,7 @@ static esp_status instance_create(VkInstance *out, VkDebugUtilsMessengerEXT *mes
     static const VkValidationFeatureEnableEXT sync[] = {
         VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT};
     const char *layer = "VK_LAYER_KHRONOS_validation";
-    const char *exts[2];
+    const char *exts[3];
     uint32_t n_ext = 0;
     VkApplicationInfo app = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO,
                              .pApplicationName = "espalier",
@@ -254,6 +263,38 @@ static void probe_host_memory(struct candidate *c)
     c->host_align = host.minImportedHostPointerAlignment;
 }
 
+/* Kernels of the gpu class exchange values within subgroups that are full and all of one size: 32, or what is nearest. A
+ * driver that may pick another size from kernel to kernel, or leave lanes idle, must let itself be told. */
+static void probe_waves(struct candidate *c)
+{
+    VkPhysicalDeviceSubgroupSizeControlPropertiesEXT size = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES_EXT};
+    VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                      .pNext = &size};
+    VkPhysicalDeviceSubgroupSizeControlFeaturesEXT control = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT};
+    VkPhysicalDeviceFeatures2 f2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &control};
+    const VkSubgroupFeatureFlags ops = VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
+    uint64_t lanes;
+
+    vkGetPhysicalDeviceProperties2(c->phys, &p2);
+    vkGetPhysicalDeviceFeatures2(c->phys, &f2);
+    c->has_size_control = control.subgroupSizeControl && control.computeFullSubgroups;
+    if (!c->has_size_control || !(size.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT) ||
+        (c->subgroup_ops & ops) != ops)
+        return;
+    c->wave = size.maxSubgroupSize < 32   ? size.maxSubgroupSize
+              : size.minSubgroupSize > 32 ? size.minSubgroupSize
+                                          : 32;
+    lanes = (uint64_t)c->wave * size.maxComputeWorkgroupSubgroups;
+    c->max_lanes = c->props.limits.maxComputeWorkGroupInvocations;
+    if (c->max_lanes > c->props.limits.maxComputeWorkGroupSize[0])
+        c->max_lanes = c->props.limits.maxComputeWorkGroupSize[0];
+    if (lanes < c->max_lanes)
+        c->max_lanes = (uint32_t)lanes;
+    c->can[ESP_VK_GPU] = c->wave >= 4 && c->wave <= 128 && c->max_lanes >= 128;
+}
+
 static void probe(struct candidate *c, VkPhysicalDevice phys)
 {
     VkPhysicalDeviceVulkan12Features f12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES};
@@ -301,7 +342,13 @@ static void probe(struct candidate *c, VkPhysicalDevice phys)
     if (c->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU &&
         has_name(VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME, n, ext))
         probe_host_memory(c);
-    c->cls = texel_class(c) ? ESP_VK_TEXEL : ESP_VK_PLAIN;
+    if (has_name(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME, n, ext))
+        probe_waves(c);
+    c->can[ESP_VK_PLAIN] = true;
+    c->can[ESP_VK_TEXEL] = texel_class(c);
+    c->cls = c->can[ESP_VK_TEXEL]                                                       ? ESP_VK_TEXEL
+             : c->can[ESP_VK_GPU] && c->props.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU ? ESP_VK_GPU
+                                                                                        : ESP_VK_PLAIN;
 }
 
 static esp_status probe_all(VkInstance instance, struct candidate *cands, uint32_t *n_out,
@@ -388,8 +435,12 @@ static esp_status choose(const struct candidate **out, const struct candidate *c
 static esp_status device_create(struct esp_vk *vk, const struct candidate *c, struct esp_err *err)
 {
     static const float priority = 1.0f;
-    const char *exts[2];
+    const char *exts[3];
     uint32_t n_ext = 0;
+    VkPhysicalDeviceSubgroupSizeControlFeaturesEXT waves = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT,
+        .subgroupSizeControl = VK_TRUE,
+        .computeFullSubgroups = VK_TRUE};
     VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
                                      .queueFamilyIndex = c->family,
                                      .queueCount = 1,
@@ -414,6 +465,10 @@ static esp_status device_create(struct esp_vk *vk, const struct candidate *c, st
         exts[n_ext++] = VK_EXT_MEMORY_BUDGET_EXTENSION_NAME;
     if (vk->host_align)
         exts[n_ext++] = VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME;
+    if (vk->cls == ESP_VK_GPU) {
+        exts[n_ext++] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
+        f12.pNext = &waves;
+    }
     info.enabledExtensionCount = n_ext;
     st = esp_vk_check(vkCreateDevice(c->phys, &info, NULL, &vk->dev), "vkCreateDevice", err);
     if (st) {
@@ -440,10 +495,12 @@ static esp_status class_choose(enum esp_vk_class *out, const struct candidate *c
         *out = ESP_VK_PLAIN;
     else if (env && strcmp(env, "texel") == 0)
         *out = ESP_VK_TEXEL;
+    else if (env && strcmp(env, "gpu") == 0)
+        *out = ESP_VK_GPU;
     else if (env && *env)
-        return esp_fail(err, ESP_E_ARG, "ESPALIER_KERNELS=%s: plain or texel", env);
-    if (*out == ESP_VK_TEXEL && c->cls != ESP_VK_TEXEL)
-        return esp_fail(err, ESP_E_DEVICE, "this device cannot run the texel kernels");
+        return esp_fail(err, ESP_E_ARG, "ESPALIER_KERNELS=%s: plain, texel or gpu", env);
+    if (!c->can[*out])
+        return esp_fail(err, ESP_E_DEVICE, "this device cannot run the %s kernels", esp_vk_class_name(*out));
     return ESP_OK;
 }
 
@@ -453,7 +510,7 @@ static void report_fill(struct esp_vk *vk, const struct candidate *c, const stru
 
     snprintf(r->name, sizeof r->name, "%s", c->props.deviceName);
     snprintf(r->driver, sizeof r->driver, "%s", c->driver);
-    snprintf(r->variant, sizeof r->variant, "%s", vk->cls == ESP_VK_TEXEL ? "texel" : "plain");
+    snprintf(r->variant, sizeof r->variant, "%s", esp_vk_class_name(vk->cls));
     r->type = (uint32_t)c->props.deviceType;
     r->memory_bytes = c->memory_bytes;
     if (opt && opt->memory_limit_bytes && opt->memory_limit_bytes < r->memory_bytes)
@@ -496,6 +553,9 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     if ((st = class_choose(&vk->cls, c, opt, err)))
         goto done;
     vk->host_align = vk->uma ? c->host_align : 0;
+    memcpy(vk->can, c->can, sizeof vk->can);
+    vk->wave = c->wave;
+    vk->max_lanes = c->max_lanes;
     vk->profile = opt && opt->profile && c->props.limits.timestampComputeAndGraphics;
     vk->max_alloc_bytes = c->max_alloc_bytes;
     if (vk->max_alloc_bytes > (uint64_t)INT32_MAX * 16) /* SPIR-V's indices, here of texels, are signed */
@@ -557,15 +617,15 @@ const struct esp_vk_report *esp_vk_report(const struct esp_vk *vk)
 
 static json_t *candidate_json(uint32_t i, const struct candidate *c)
 {
-    return json_pack(
-        "{s:i s:s s:s s:s s:s s:I s:I s:i s:b s:s s:s}", "index", (int)i, "name", c->props.deviceName, "type",
-        type_name((uint32_t)c->props.deviceType), "driver", c->driver, "vulkan",
-        c->props.apiVersion >= VK_API_VERSION_1_3   ? "1.3"
-        : c->props.apiVersion >= VK_API_VERSION_1_2 ? "1.2"
-                                                    : "older",
-        "memory_bytes", (json_int_t)c->memory_bytes, "max_alloc_bytes", (json_int_t)c->max_alloc_bytes,
-        "subgroup_size", (int)c->subgroup_size, "usable", c->lacks[0] == '\0', "lacks", c->lacks, "kernels",
-        c->cls == ESP_VK_TEXEL ? "texel" : "plain");
+    return json_pack("{s:i s:s s:s s:s s:s s:I s:I s:i s:b s:s s:s}", "index", (int)i, "name",
+                     c->props.deviceName, "type", type_name((uint32_t)c->props.deviceType), "driver",
+                     c->driver, "vulkan",
+                     c->props.apiVersion >= VK_API_VERSION_1_3   ? "1.3"
+                     : c->props.apiVersion >= VK_API_VERSION_1_2 ? "1.2"
+                                                                 : "older",
+                     "memory_bytes", (json_int_t)c->memory_bytes, "max_alloc_bytes",
+                     (json_int_t)c->max_alloc_bytes, "subgroup_size", (int)c->subgroup_size, "usable",
+                     c->lacks[0] == '\0', "lacks", c->lacks, "kernels", esp_vk_class_name(c->cls));
 }
 
 static esp_status list_json(FILE *out, const struct candidate *cands, uint32_t n, struct esp_err *err)
@@ -591,7 +651,11 @@ esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err)
     struct esp_vk dummy = {0};
     VkDebugUtilsMessengerEXT none = VK_NULL_HANDLE;
     VkInstance instance = VK_NULL_HANDLE;
-    struct esp_err why = {0};
+    static const char *const why[ESP_VK_N_CLASS] = {
+        "buffer addresses, shared-memory tiles",
+        "a CPU driver whose texel loads are vector loads, subgroups of 8",
+        "a GPU whose subgroups are full and of one size"};
+    struct esp_err cause = {0};
     uint32_t n = 0;
     esp_status st;
 
@@ -603,7 +667,7 @@ esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err)
     if (!st && json) {
         st = list_json(out, cands, n, err);
     } else if (!st) {
-        (void)choose(&chosen, cands, n, NULL, &why);
+        (void)choose(&chosen, cands, n, NULL, &cause);
         for (uint32_t i = 0; i < n; i++) {
             const struct candidate *c = &cands[i];
             fprintf(out, "%c %u  %s\n", c == chosen ? '*' : ' ', i, c->props.deviceName);
@@ -615,10 +679,7 @@ esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err)
             if (c->lacks[0])
                 fprintf(out, "      not usable: lacks %s\n", c->lacks);
             else
-                fprintf(out, "      kernels: %s\n",
-                        c->cls == ESP_VK_TEXEL
-                            ? "texel (a CPU driver whose texel loads are vector loads, subgroups of 8)"
-                            : "plain (buffer addresses, shared-memory tiles)");
+                fprintf(out, "      kernels: %s (%s)\n", esp_vk_class_name(c->cls), why[c->cls]);
         }
         if (n == 0)
             fprintf(

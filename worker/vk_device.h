@@ -7,6 +7,8 @@
  *   plain  weights and activations through buffer addresses, shared-memory tiles. Every device can.
  *   texel  weights and activations through storage texel buffers, register tiles, subgroups of 8. For CPU
  * drivers whose JIT turns texel loads into plain vector loads but buffer addresses into gathers (lavapipe).
+ *   gpu    plain, and where it pays kernels that exchange sums within full subgroups of one size. For GPUs whose driver
+ * promises that size; CPU drivers that do run it in tests.
  */
 #ifndef ESP_WORKER_VK_DEVICE_H
 #define ESP_WORKER_VK_DEVICE_H
@@ -20,7 +22,10 @@
 #include "proto/log.h"
 #include "proto/status.h"
 
-enum esp_vk_class { ESP_VK_PLAIN = 0, ESP_VK_TEXEL = 1, ESP_VK_N_CLASS = 2 };
+enum esp_vk_class { ESP_VK_PLAIN = 0, ESP_VK_TEXEL = 1, ESP_VK_GPU = 2, ESP_VK_N_CLASS = 3 };
+
+/** "plain", "texel", "gpu". */
+const char *esp_vk_class_name(enum esp_vk_class cls);
 
 /** What a worker tells the coordinator of its device. */
 struct esp_vk_report {
@@ -62,6 +67,9 @@ struct esp_vk {
     uint64_t host_align;      /* of host memory that may become the device's own: CPU drivers; 0: none may */
     bool profile;
     enum esp_vk_class cls;
+    bool can[ESP_VK_N_CLASS]; /* classes that it could have been opened as */
+    uint32_t wave;            /* gpu class: the size that its kernels' subgroups have */
+    uint32_t max_lanes;       /* gpu class: invocations of a workgroup made of such subgroups */
     struct esp_vk_report report;
     struct esp_pipes *pipes;
     struct esp_packed *packed; /* its owner's: matrices that were packed before (worker/packed.h); NULL: none */
@@ -74,7 +82,7 @@ struct esp_vk {
  * @param device   NULL: the best there is (discrete, integrated, virtual, other, and a CPU driver last);
  *                 a number: its index in esp_vk_list; else a part of its name, case ignored
  * @param options  may be NULL. For tests, the environment may say more: ESPALIER_VALIDATE=1 turns the validation layer
- *                 on (=fatal: its first message ends the process), ESPALIER_KERNELS=plain or texel chooses the kernel
+ *                 on (=fatal: its first message ends the process), ESPALIER_KERNELS=plain, texel or gpu chooses the kernel
  *                 class, ESPALIER_STAGING=1 treats device memory as out of the host's reach, as on a discrete GPU.
  * Errors: ESP_E_DEVICE (no loader, no device, none of that name, below the baseline: says what it lacks).
  */

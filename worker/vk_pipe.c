@@ -209,6 +209,9 @@ esp_status esp_pipe_get(VkPipeline *out, struct esp_vk *vk, const struct esp_ker
                   .pName = "main",
                   .pSpecializationInfo = &special},
         .layout = ps->layout};
+    const VkPipelineShaderStageRequiredSubgroupSizeCreateInfoEXT wave = {
+        .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO_EXT,
+        .requiredSubgroupSize = vk->wave};
     struct pipe *p;
     esp_status st;
 
@@ -226,6 +229,10 @@ esp_status esp_pipe_get(VkPipeline *out, struct esp_vk *vk, const struct esp_ker
         return esp_fail(err, ESP_E_INTERNAL, "more than %d pipelines", MAX_PIPES);
     for (uint32_t i = 0; i < n_spec; i++)
         entry[i] = (VkSpecializationMapEntry){.constantID = i, .offset = i * 4, .size = 4};
+    if (code->cls == ESP_VK_GPU) {
+        info.stage.pNext = &wave;
+        info.stage.flags = VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT_EXT;
+    }
     module.codeSize = code->n_bytes;
     module.pCode = code->spirv;
     st = esp_vk_check(vkCreateShaderModule(vk->dev, &module, NULL, &info.stage.module),

@@ -386,7 +386,7 @@ int esp_rig_main(const char *name, const struct CMUnitTest *tests, size_t n_test
     const char *device = getenv("ESPALIER_DEVICE"), *only = getenv("ESP_TEST_CLASS");
     struct esp_vk_options options = {.cache_dir = "", .force_class = -1};
     struct esp_rig *r = &esp_rig;
-    enum esp_vk_class done;
+    bool seen[ESP_VK_N_CLASS] = {false};
     struct esp_log log;
     int failed = 0;
 
@@ -397,8 +397,12 @@ int esp_rig_main(const char *name, const struct CMUnitTest *tests, size_t n_test
             fprintf(stderr, "%s\n", r->err.text);
             return 1;
         }
-        options.force_class = ESP_VK_PLAIN; /* next: every device can */
-        r->slow = r->vk->cls == ESP_VK_PLAIN && r->vk->report.type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+        seen[r->vk->cls] = true;
+        options.force_class = -1;
+        for (int c = 0; c < ESP_VK_N_CLASS; c++)
+            if (r->vk->can[c] && !seen[c])
+                options.force_class = c;
+        r->slow = r->vk->cls != ESP_VK_TEXEL && r->vk->report.type == VK_PHYSICAL_DEVICE_TYPE_CPU;
         snprintf(title, sizeof title, "%s, %s kernels", name, r->vk->report.variant);
         fprintf(stderr, "device: %s, %s; %s kernels\n", r->vk->report.name, r->vk->report.driver,
                 r->vk->report.variant);
@@ -409,9 +413,8 @@ int esp_rig_main(const char *name, const struct CMUnitTest *tests, size_t n_test
         if (r->vk->n_validation)
             fprintf(stderr, "%u messages of the validation layer\n", r->vk->n_validation);
         failed += r->vk->n_validation != 0;
-        done = r->vk->cls;
         esp_vk_close(&r->vk);
-    } while (done != ESP_VK_PLAIN);
+    } while (options.force_class >= 0);
     images_free();
     return failed;
 }

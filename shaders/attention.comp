@@ -23,7 +23,10 @@ shared uvec2 range[TILE];
 void main()
 {
     const uint id = gl_LocalInvocationID.x;
-    const Tile t = tile_of(gl_WorkGroupID.x, gl_WorkGroupID.y);
+    const uint tile = p.tile0 + gl_WorkGroupID.x * p.tile_by;
+    if (tile >= p.step.at[ESP_STEP_N_TILES])
+        return; // the whole workgroup leaves together
+    const Tile t = tile_of(tile, gl_WorkGroupID.y);
     vec4 acc[PER_THREAD];
 
     for (uint i = 0; i < PER_THREAD; i++)

@@ -11,7 +11,10 @@ layout(constant_id = 1) const uint G = 1;       // query heads a KV head
 layout(constant_id = 2) const uint GB = 1;      // of them in one tile: min(G, TILE)
 layout(constant_id = 3) const uint WINDOW = 0;  // 1: this layer looks at LO_WIN
 layout(constant_id = 4) const uint SOFTCAP = 0; // 1: cap the scores
-const uint TILE = 8;
+#ifndef QUERIES
+#define QUERIES 8
+#endif
+const uint TILE = QUERIES;
 
 struct Tile {
     uint row0, n_row, table, lo, hi;

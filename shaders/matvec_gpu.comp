@@ -2,7 +2,8 @@
 // Reference: model/reference.c esp_ref_matmul. A row's bits do not depend on ROWS or on the rows beside it.
 //
 // A workgroup owns a group of 8 columns (with GEGLU a gate group and the up group beside it): thread (s, r) sums
-// k chunks s, s+S, ... of column r, S = LANES / 8, so that a subgroup of 32 reads 512 bytes in one piece. Four chunks
+// units s, s+S, ... of column r, S = LANES / 8. A unit is what a texel of 16 bytes holds of a row, 8 k of 16-bit types (of
+// float32 it is two texels), 16 of q8, 32 of q4, so that a subgroup of 32 reads 512 bytes in one piece. Several units
 // are asked for before the first is used: what decoding waits for is memory. LANES is large where columns are few, so that
 // every part of the device has enough to ask for.
 // The S partial sums of a column are added as a binary tree, neighbours first: by shuffles as far as a subgroup reaches,
@@ -28,7 +29,62 @@ ESP_PUSH(esp_push_matmul);
 const uint S = LANES / 8;
 const uint PAIR = EPI == ESP_EPI_GEGLU ? 2 : 1;
 const uint LEFT = WAVE > 8 ? LANES / WAVE : S; // partial sums of a column that shuffles leave
+#if defined(ESP_W_Q4)
+const uint QUADS = 8; // of k in a unit
+const uint AHEAD = 2; // units under way
+#elif defined(ESP_W_Q8)
+const uint QUADS = 4;
 const uint AHEAD = 4;
+#else
+const uint QUADS = 2;
+const uint AHEAD = 4;
+#endif
+
+// What is loaded of a unit, and its weights: the same values that w_load8 gives.
+struct Unit {
+    uvec4 t;
+#if defined(ESP_W_F32)
+    uvec4 more;
+#elif defined(ESP_W_Q8) || defined(ESP_W_Q4)
+    uint scale; // 16 bits
+#endif
+};
+
+Unit unit_load(const uint g, const uint u, const uint r)
+{
+    Unit v;
+#if defined(ESP_W_F32)
+    const uint i = p.w_at + (g * p.k4 + 2 * u) * 8 + r;
+    v.t = W_LOAD(i);
+    v.more = W_LOAD(i + 8);
+#elif defined(ESP_W_Q8)
+    const uint block = p.w_at + (g * (p.k4 / 8) + u / 2) * 17;
+    v.scale = W_LOAD(block)[r / 2] >> (r % 2 * 16) & 0xffffu;
+    v.t = W_LOAD(block + 1 + u % 2 * 8 + r);
+#elif defined(ESP_W_Q4)
+    const uint block = p.w_at + (g * (p.k4 / 8) + u) * 9;
+    v.scale = W_LOAD(block)[r / 2] >> (r % 2 * 16) & 0xffffu;
+    v.t = W_LOAD(block + 1 + r);
+#else
+    v.t = W_LOAD(p.w_at + (g * (p.k4 / 2) + u) * 8 + r);
+#endif
+    return v;
+}
+
+vec4 unit_quad(const Unit v, const uint q)
+{
+#if defined(ESP_W_F32)
+    return uintBitsToFloat(q == 0 ? v.t : v.more);
+#elif defined(ESP_W_Q8)
+    return w_q8(v.scale, v.t[q]);
+#elif defined(ESP_W_Q4)
+    return w_q4(v.scale, v.t[q / 2] >> (q % 2 * 16));
+#else
+    vec4 a, b;
+    w_unpack8(v.t, a, b);
+    return q == 0 ? a : b;
+#endif
+}
 
 shared float part[PAIR * ROWS * 8 * LEFT];
 
@@ -50,7 +106,7 @@ void main()
     const uint g = PAIR * gl_WorkGroupID.x;
     if (row0 >= n_row || g >= p.n_group)
         return; // the whole workgroup leaves together
-    const uint n_chunk = p.k4 / 2;
+    const uint n_unit = p.k4 / QUADS;
     const uint r8 = id % 8;
     vec2 acc[PAIR * ROWS];
     uint x[ROWS];
@@ -59,26 +115,23 @@ void main()
     [[unroll]] for (uint r = 0; r < ROWS; r++)
         x[r] = p.x_at + min(row0 + r, n_row - 1) * p.x_stride;
 
-    for (uint kc = id / 8; kc < n_chunk; kc += AHEAD * S) {
-        vec4 a[AHEAD * PAIR], b[AHEAD * PAIR];
+    for (uint u0 = id / 8; u0 < n_unit; u0 += AHEAD * S) {
+        Unit w[AHEAD * PAIR];
         [[unroll]] for (uint i = 0; i < AHEAD; i++)
-            [[unroll]] for (uint j = 0; j < PAIR; j++) // past the end: any chunk, not used
-                w_load8(p.w_at, p.k4, g + j, min(kc + i * S, n_chunk - 1), r8, a[PAIR * i + j], b[PAIR * i + j]);
+            [[unroll]] for (uint j = 0; j < PAIR; j++) // past the end: any unit, not used
+                w[PAIR * i + j] = unit_load(g + j, min(u0 + i * S, n_unit - 1), r8);
         [[unroll]] for (uint i = 0; i < AHEAD; i++) {
-            const uint c = kc + i * S;
-            if (c >= n_chunk)
+            const uint u = u0 + i * S;
+            if (u >= n_unit)
                 break;
-            [[unroll]] for (uint r = 0; r < ROWS; r++) {
-                const vec4 xa = ACT_LOAD(x[r] + 2 * c);
-                const vec4 xb = ACT_LOAD(x[r] + 2 * c + 1);
-                [[unroll]] for (uint j = 0; j < PAIR; j++) {
-                    const vec4 wa = a[PAIR * i + j];
-                    const vec4 wb = b[PAIR * i + j];
-                    vec2 v = acc[PAIR * r + j];
-                    v = fma(xa.xy, wa.xy, v);
-                    v = fma(xa.zw, wa.zw, v);
-                    v = fma(xb.xy, wb.xy, v);
-                    acc[PAIR * r + j] = fma(xb.zw, wb.zw, v);
+            [[unroll]] for (uint q = 0; q < QUADS; q++) {
+                const vec4 a = unit_quad(w[PAIR * i], q);
+                const vec4 b = unit_quad(w[PAIR * i + PAIR - 1], q);
+                [[unroll]] for (uint r = 0; r < ROWS; r++) {
+                    const vec4 v = ACT_LOAD(x[r] + QUADS * u + q);
+                    acc[PAIR * r] = fma(v.zw, a.zw, fma(v.xy, a.xy, acc[PAIR * r]));
+                    if (PAIR == 2)
+                        acc[PAIR * r + 1] = fma(v.zw, b.zw, fma(v.xy, b.xy, acc[PAIR * r + 1]));
                 }
             }
         }

@@ -36,6 +36,8 @@
 #define ESP_STEP_TILES   3
 #define ESP_STEP_WANTS   4
 #define ESP_STEP_COPIES  5
+#define ESP_STEP_ITEMS   6
+#define ESP_STEP_N_TILES 7
 #define ESP_STEP_GRIDS   16
 #define ESP_STEP_GRID    4 /* words: x, y, z, unused */
 #define ESP_STEP_N_GRIDS 60
@@ -58,6 +60,16 @@
 #define ESP_TILE_HI     3 /* largest HI of its rows */
 #define ESP_TILE_LO     4 /* smallest LO */
 #define ESP_TILE_LO_WIN 5 /* smallest LO_WIN */
+#define ESP_TILE_ITEM   6 /* its first item, where the batch has items */
+
+/*
+ * An item record: the share of one workgroup where decoding attention is split over positions, ESP_SLICE of them from
+ * SLICE * ESP_SLICE on. A tile's items stand together, slices rising from 0.
+ */
+#define ESP_ITEM       2 /* words */
+#define ESP_ITEM_TILE  0
+#define ESP_ITEM_SLICE 1
+#define ESP_SLICE      64 /* positions: whole blocks */
 
 /* A want record: ESP_WANT words. */
 #define ESP_WANT        4
@@ -112,6 +124,7 @@ struct esp_push_matmul {
     ESP_UINT bias;           /* index into vec of b[0], or ESP_NONE */
     ESP_UINT count;          /* which word of the step counts the rows */
     ESP_FLOAT cap;           /* ESP_EPI_SOFTCAP */
+    ESP_UINT scale_at;       /* cooperative matrices: a scale for each row of x, f32[T] from this texel on */
 };
 
 struct esp_push_norm {
@@ -143,6 +156,8 @@ struct esp_push_attention {
     ESP_UINT kv_at, block_stride;
     ESP_UINT n_kv;     /* K */
     ESP_FLOAT softcap; /* 0: none */
+    ESP_UINT parts_at; /* scratch of split attention */
+    ESP_UINT tile0, tile_by; /* many rows: workgroup x takes tile tile0 + x * tile_by, so that one of several pieces */
 };
 
 struct esp_push_embed {

@@ -16,24 +16,37 @@ uint w_scale_of(const uvec4 t, const uint r)
     return word >> (r % 2 * 16) & 0xffffu;
 }
 
+#if defined(ESP_W_Q8)
+// Four weights: their bytes, and the scale.
+vec4 w_q8(const uint d, const uint q)
+{
+    return uintBitsToFloat(d << 16) * vec4((ivec4(int(q)) << ivec4(24, 16, 8, 0)) >> 24);
+}
+#else
+// Four weights: their 4-bit numbers in the low half of q, and what stands beside their block.
+vec4 w_q4(const uint side, const uint q)
+{
+    const float d = uintBitsToFloat(((side & 0xffc0u) << 13) + 0x2b800000u);
+    return d * (vec4(uvec4(q) >> uvec4(0, 4, 8, 12) & 15u) - float(side & 63u) * 0.25);
+}
+#endif
+
 void w_load8(const uint w_at, const uint k4, const uint g, const uint kc, const uint r, out vec4 a, out vec4 b)
 {
 #if defined(ESP_W_Q8)
     const uint block = w_at + (g * (k4 / 8) + kc / 4) * 17;
-    const float d = uintBitsToFloat(w_scale_of(W_LOAD(block), r) << 16);
+    const uint d = w_scale_of(W_LOAD(block), r);
     const uvec4 t = W_LOAD(block + 1 + kc / 2 % 2 * 8 + r);
-    const ivec2 q = ivec2(kc % 2 == 0 ? t.xy : t.zw);
-    a = d * vec4((ivec4(q.x) << ivec4(24, 16, 8, 0)) >> 24);
-    b = d * vec4((ivec4(q.y) << ivec4(24, 16, 8, 0)) >> 24);
+    const uvec2 q = kc % 2 == 0 ? t.xy : t.zw;
+    a = w_q8(d, q.x);
+    b = w_q8(d, q.y);
 #else
     const uint block = w_at + (g * (k4 / 8) + kc / 4) * 9;
     const uint side = w_scale_of(W_LOAD(block), r);
-    const float d = uintBitsToFloat(((side & 0xffc0u) << 13) + 0x2b800000u);
-    const float z = float(side & 63u) * 0.25;
     const uvec4 t = W_LOAD(block + 1 + r);
     const uint q = kc % 4 < 2 ? (kc % 2 == 0 ? t.x : t.y) : (kc % 2 == 0 ? t.z : t.w);
-    a = d * (vec4(uvec4(q) >> uvec4(0, 4, 8, 12) & 15u) - z);
-    b = d * (vec4(uvec4(q) >> uvec4(16, 20, 24, 28) & 15u) - z);
+    a = w_q4(side, q);
+    b = w_q4(side, q >> 16);
 #endif
 }
 #else

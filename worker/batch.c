@@ -26,7 +26,7 @@ void esp_batch_begin(struct esp_batch *b)
 {
     memset(b->count, 0, sizeof b->count);
     b->count[ESP_COUNT_ONE] = 1;
-    b->n_table = 0;
+    b->n_table = b->items = 0;
 }
 
 uint32_t esp_batch_table(struct esp_batch *b, const uint32_t *blocks, uint32_t n_blocks)
@@ -69,6 +69,29 @@ void esp_batch_tiles(struct esp_batch *b, uint32_t row, uint32_t n, uint32_t tab
                 tile[ESP_TILE_LO_WIN] = rows[ESP_ROW_LO_WIN];
         }
     }
+}
+
+bool esp_batch_items(struct esp_batch *b, uint32_t max)
+{
+    uint32_t *tile = b->words + b->tiles, *item;
+    uint64_t n = 0;
+
+    for (uint32_t i = 0; i < b->count[ESP_COUNT_TILES]; i++)
+        n += (tile[i * ESP_TILE + ESP_TILE_HI] + ESP_SLICE - 1) / ESP_SLICE;
+    if (n > max)
+        return false;
+    b->items = b->tables + b->n_table;
+    b->n_table += (uint32_t)n * ESP_ITEM;
+    item = b->words + b->items;
+    for (uint32_t i = 0; i < b->count[ESP_COUNT_TILES]; i++, tile += ESP_TILE) {
+        tile[ESP_TILE_ITEM] = b->count[ESP_COUNT_ITEMS];
+        for (uint32_t s = 0; s * ESP_SLICE < tile[ESP_TILE_HI]; s++, item += ESP_ITEM) {
+            item[ESP_ITEM_TILE] = i;
+            item[ESP_ITEM_SLICE] = s;
+            b->count[ESP_COUNT_ITEMS]++;
+        }
+    }
+    return true;
 }
 
 void esp_batch_copy(struct esp_batch *b, uint32_t from, uint32_t to)
@@ -125,5 +148,7 @@ void esp_batch_seal(struct esp_batch *b, const struct esp_grids *grids)
     b->words[ESP_STEP_TILES] = b->tiles;
     b->words[ESP_STEP_WANTS] = b->wants;
     b->words[ESP_STEP_COPIES] = b->copies;
+    b->words[ESP_STEP_ITEMS] = b->items;
+    b->words[ESP_STEP_N_TILES] = b->count[ESP_COUNT_TILES];
     esp_grids_write(grids, b->count, b->words);
 }

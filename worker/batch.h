@@ -12,7 +12,8 @@
 struct esp_batch {
     uint32_t *words;                             /* the step buffer */
     uint32_t rows, tiles, wants, copies, tables; /* where each region begins */
-    uint32_t n_table;                            /* table words used so far */
+    uint32_t n_table;                            /* table words used so far, those of items too */
+    uint32_t items;                              /* where they begin; 0: none */
     uint32_t count[ESP_N_COUNT];
 };
 
@@ -35,6 +36,14 @@ void esp_batch_row(struct esp_batch *b, uint32_t src, uint32_t pos, uint32_t hi,
 
 /** Cuts rows [row, row + n) of one sequence into tiles of up to per_tile. */
 void esp_batch_tiles(struct esp_batch *b, uint32_t row, uint32_t n, uint32_t table, uint32_t per_tile);
+
+/**
+ * Cuts every tile's positions into slices of ESP_SLICE, an item each; after the last tile and table. An item takes
+ * ESP_ITEM words of the tables' room.
+ * @param max  items there is room for
+ * False, and there are none, if there would be more.
+ */
+bool esp_batch_items(struct esp_batch *b, uint32_t max);
 
 void esp_batch_copy(struct esp_batch *b, uint32_t from, uint32_t to);
 

@@ -2,7 +2,10 @@
 
 #include "esp_spv_add_plain.h"
 #include "esp_spv_add_texel.h"
+#include "esp_spv_attention_flash_gpu.h"
+#include "esp_spv_attention_join_gpu.h"
 #include "esp_spv_attention_plain.h"
+#include "esp_spv_attention_slices_gpu.h"
 #include "esp_spv_attention_texel.h"
 #include "esp_spv_embed_plain_bf16.h"
 #include "esp_spv_embed_plain_f16.h"
@@ -18,6 +21,10 @@
 #include "esp_spv_im2col_texel.h"
 #include "esp_spv_kv_copy_plain.h"
 #include "esp_spv_kv_copy_texel.h"
+#ifdef ESP_COOP
+#include "esp_spv_matmul_coop_bf16.h"
+#include "esp_spv_matmul_coop_f16.h"
+#endif
 #include "esp_spv_matmul_plain_bf16.h"
 #include "esp_spv_matmul_plain_f16.h"
 #include "esp_spv_matmul_plain_f32.h"
@@ -31,6 +38,8 @@
 #include "esp_spv_matvec_gpu_bf16.h"
 #include "esp_spv_matvec_gpu_f16.h"
 #include "esp_spv_matvec_gpu_f32.h"
+#include "esp_spv_matvec_gpu_q4.h"
+#include "esp_spv_matvec_gpu_q8.h"
 #include "esp_spv_matvec_plain_bf16.h"
 #include "esp_spv_matvec_plain_f16.h"
 #include "esp_spv_matvec_plain_f32.h"
@@ -45,6 +54,7 @@
 #include "esp_spv_norm_texel.h"
 #include "esp_spv_rope_kv_plain.h"
 #include "esp_spv_rope_kv_texel.h"
+#include "esp_spv_row_scale_plain.h"
 #include "esp_spv_rows_in_plain.h"
 #include "esp_spv_rows_in_texel.h"
 #include "esp_spv_rows_out_plain.h"
@@ -92,6 +102,14 @@ static const struct esp_kernel_code table[] = {
     ROW(TOPK, TEXEL, NONE_, topk_texel, 0, 0),
     ROW(ATTENTION, PLAIN, NONE_, attention_plain, 0, 0),
     ROW(ATTENTION, TEXEL, NONE_, attention_texel, 0, 0),
+    ROW(ATTENTION_FLASH, GPU, NONE_, attention_flash_gpu, 0, 0),
+    ROW(ATTENTION_SLICES, GPU, NONE_, attention_slices_gpu, 0, 0),
+    ROW(ATTENTION_JOIN, GPU, NONE_, attention_join_gpu, 0, 0),
+    ROW(ROW_SCALE, PLAIN, NONE_, row_scale_plain, 0, 0),
+#ifdef ESP_COOP
+    ROW(MATMUL_COOP, GPU, BF16_, matmul_coop_bf16, 0, 0), /* tiles: struct esp_vk_choice */
+    ROW(MATMUL_COOP, GPU, F16_, matmul_coop_f16, 0, 0),
+#endif
     ROW(MATMUL, PLAIN, BF16_, matmul_plain_bf16, 64, 8),
     ROW(MATMUL, PLAIN, F16_, matmul_plain_f16, 64, 8),
     ROW(MATMUL, PLAIN, F32_, matmul_plain_f32, 64, 8),
@@ -105,6 +123,8 @@ static const struct esp_kernel_code table[] = {
     ROW(MATVEC, GPU, BF16_, matvec_gpu_bf16, 0, 1),
     ROW(MATVEC, GPU, F16_, matvec_gpu_f16, 0, 1),
     ROW(MATVEC, GPU, F32_, matvec_gpu_f32, 0, 1),
+    ROW(MATVEC, GPU, Q8_, matvec_gpu_q8, 0, 1),
+    ROW(MATVEC, GPU, Q4_, matvec_gpu_q4, 0, 1),
     ROW(MATVEC, PLAIN, BF16_, matvec_plain_bf16, 0, 1),
     ROW(MATVEC, PLAIN, F16_, matvec_plain_f16, 0, 1),
     ROW(MATVEC, PLAIN, F32_, matvec_plain_f32, 0, 1),

@@ -15,10 +15,15 @@
 
 enum esp_kernel {
     ESP_K_NORM,
-    ESP_K_MATMUL, /* many rows: prefill, encoder */
-    ESP_K_MATVEC, /* few rows: decode, logits */
+    ESP_K_MATMUL,      /* many rows: prefill, encoder */
+    ESP_K_MATMUL_COOP, /* gpu class, where the compiler and the device have cooperative matrices */
+    ESP_K_ROW_SCALE,   /* what it needs to know of x */
+    ESP_K_MATVEC,      /* few rows: decode, logits */
     ESP_K_ROPE_KV,
     ESP_K_ATTENTION,
+    ESP_K_ATTENTION_FLASH,  /* gpu class: many rows */
+    ESP_K_ATTENTION_SLICES, /* gpu class: decode rows ... */
+    ESP_K_ATTENTION_JOIN,   /* ... and what puts slices together */
     ESP_K_EMBED,
     ESP_K_ROWS_IN,
     ESP_K_ROWS_OUT,

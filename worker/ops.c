@@ -7,8 +7,6 @@
 
 #define MAX_GROUPS 65535u /* workgroups in one axis: what every device guarantees */
 
-#define MATVEC_THREADS 131072u /* a large GPU has them at work with a few loads each */
-
 #define CHECK_PUSH(s) _Static_assert(sizeof(struct s) <= ESP_PUSH_MAX, #s)
 CHECK_PUSH(esp_push_matmul);
 CHECK_PUSH(esp_push_norm);
@@ -178,29 +176,92 @@ static uint32_t div_up(uint32_t a, uint32_t b)
     return (a + b - 1) / b;
 }
 
-/* Threads of a matvec workgroup of the gpu class: where columns are few, more share the k of each. A row's sums follow
- * from it, so it follows from the whole matrix and the device alone. */
+/* Threads of a matvec workgroup of the gpu class: where columns are few, more share the k of each, as long as there is
+ * more than one unit (matvec_gpu.comp) for each of them. A row's sums follow from it, so it follows from the whole matrix
+ * and the device alone. */
 static uint32_t matvec_lanes(const struct esp_vk *vk, const struct esp_mat *w, bool pairs)
 {
     const uint32_t n_group = pairs ? w->np / 16 : w->np / 8;
+    const uint32_t unit = w->wtype == ESP_W_Q4 ? 32 : w->wtype == ESP_W_Q8 ? 16 : 8;
     const uint32_t most = vk->max_lanes < 256 || vk->wave < 8 ? 128 : 256;
     uint32_t lanes = 64;
 
-    while (lanes < vk->wave ||
-           (lanes < most && n_group * (uint64_t)lanes < MATVEC_THREADS && lanes * 2 < w->kp))
+    while (lanes < vk->wave || (lanes < most && n_group * (uint64_t)lanes < vk->choice.matvec_threads &&
+                                2 * lanes * unit / 8 < w->kp))
         lanes *= 2;
     return lanes;
+}
+
+/* How a product is served: kernel, specialization, tile. */
+struct product {
+    const struct esp_kernel_code *code;
+    uint32_t spec[7], n_spec;
+    struct esp_kernel_tile tile;
+    bool coop;
+};
+
+static struct product product_plan(const struct esp_rec *rec, const struct esp_mat *w,
+                                   const struct esp_matmul_how *how)
+{
+    const struct esp_vk *vk = rec->space->vk;
+    struct product p = {.spec = {how->epilogue, how->few}, .n_spec = how->few ? 2 : 1};
+
+    if (!how->few && how->scale_at && vk->choice.coop)
+        p.code = find(rec, ESP_K_MATMUL_COOP, w->wtype);
+    if (p.code) {
+        const struct esp_vk_coop *c = &vk->coop;
+        const uint32_t spec[7] = {how->epilogue,     4 * c->wave,      c->m, c->n, c->k,
+                                  vk->choice.coop_m, vk->choice.coop_n};
+        memcpy(p.spec, spec, sizeof spec);
+        p.n_spec = 7;
+        p.tile = (struct esp_kernel_tile){.rows = vk->choice.coop_m, .cols = vk->choice.coop_n / 8};
+        p.coop = true;
+        return p;
+    }
+    p.code = find(rec, how->few ? ESP_K_MATVEC : ESP_K_MATMUL, w->wtype);
+    if (p.code)
+        p.tile = p.code->tile;
+    if (p.code && how->few && p.code->cls == ESP_VK_GPU) {
+        p.spec[2] = matvec_lanes(vk, w, how->epilogue == ESP_EPI_GEGLU);
+        p.spec[3] = vk->wave;
+        p.n_spec = 4;
+    }
+    return p;
+}
+
+void esp_mat_piece(struct esp_mat *out, const struct esp_mat *w, uint32_t piece, uint32_t n_piece)
+{
+    const uint64_t panel_texels = esp_wtype_n_bytes(w->wtype, w->kp) * 2; /* 32 rows of 1/16 texel a byte */
+    const uint32_t n_panel = w->np / 32;
+    const uint32_t from = (uint32_t)((uint64_t)n_panel * piece / n_piece) * 32;
+    const uint32_t to = (uint32_t)((uint64_t)n_panel * (piece + 1) / n_piece) * 32;
+
+    *out = *w;
+    out->n_part = 0;
+    for (uint32_t i = 0; i < w->n_part; i++) {
+        const uint32_t end = w->part[i].row0 + w->part[i].n_row;
+        const uint32_t lo = from > w->part[i].row0 ? from : w->part[i].row0, hi = to < end ? to : end;
+        if (lo >= hi)
+            continue;
+        out->part[out->n_part] = w->part[i];
+        out->part[out->n_part].at += (uint32_t)((lo - w->part[i].row0) / 32 * panel_texels);
+        out->part[out->n_part].row0 = lo;
+        out->part[out->n_part++].n_row = hi - lo;
+    }
 }
 
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
                    const struct esp_matmul_how *how)
 {
-    const struct esp_kernel_code *code = find(rec, how->few ? ESP_K_MATVEC : ESP_K_MATMUL, w->wtype);
-    const struct esp_vk *vk = rec->space->vk;
+    const struct product pr = product_plan(rec, w, how);
     const bool pairs = how->epilogue == ESP_EPI_GEGLU;
-    const bool gpu = code && code->cls == ESP_VK_GPU;
-    const uint32_t spec[4] = {how->epilogue, how->few, gpu ? matvec_lanes(vk, w, pairs) : 0, vk->wave};
 
+    if (!pr.code) {
+        rec->st = rec->st ? rec->st
+                          : esp_fail(rec->err, ESP_E_UNSUPPORTED, "no kernel for %s weights",
+                                     esp_wtype_name(w->wtype));
+        return;
+    }
     for (uint32_t i = 0; i < w->n_part; i++) {
         const uint32_t n_group = w->part[i].n_row / 8;
         const struct esp_push_matmul push = {HEAD(rec, w->part[i].chunk),
@@ -215,11 +276,12 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                                              .bias =
                                                  w->bias == ESP_NONE ? ESP_NONE : w->bias + w->part[i].row0,
                                              .count = count_word(how->count),
-                                             .cap = how->cap};
+                                             .cap = how->cap,
+                                             .scale_at = how->scale_at};
         struct launch l = {
-            .code = code,
-            .spec = spec,
-            .n_spec = how->few ? (gpu ? 4 : 2) : 1,
+            .code = pr.code,
+            .spec = pr.spec,
+            .n_spec = pr.n_spec,
             .push = &push,
             .push_bytes = sizeof push,
             .chunk = w->part[i].chunk,
@@ -230,20 +292,22 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                      .pass_rows = how->few,
                      .wants = how->count == ESP_COUNT_WANTS,
                      .row_flop = 2.0 * w->part[i].n_row * w->kp}};
-        if (!code) {
-            rec->st = rec->st ? rec->st
-                              : esp_fail(rec->err, ESP_E_UNSUPPORTED, "no kernel for %s weights",
-                                         esp_wtype_name(w->wtype));
-            return;
+        if (pr.coop && i == 0) {
+            struct launch scales = l;
+            scales.code = find(rec, ESP_K_ROW_SCALE, ESP_W_NONE);
+            scales.n_spec = 0;
+            scales.grid.div = 1;
+            memset(&scales.work, 0, sizeof scales.work);
+            launch(rec, &scales);
         }
         if (how->few) {
             l.grid.axis = 1;
             l.grid.div = how->few;
-            l.grid.dims[0] = div_up(pairs && !code->tile.panels ? n_group / 2 : n_group, code->tile.cols);
+            l.grid.dims[0] = div_up(pairs && !pr.tile.panels ? n_group / 2 : n_group, pr.tile.cols);
         } else {
             l.grid.axis = 0;
-            l.grid.div = code->tile.rows;
-            l.grid.dims[1] = div_up(n_group, code->tile.cols);
+            l.grid.div = pr.tile.rows;
+            l.grid.dims[1] = div_up(n_group, pr.tile.cols);
         }
         launch(rec, &l);
     }
@@ -290,16 +354,56 @@ void esp_op_rope_kv(struct esp_rec *rec, struct esp_rows qkv, const struct esp_a
                                           .dims = {1, div_up((how->n_head + 2 * how->n_kv) * h8, 64), 1}}});
 }
 
-/* Query heads of one KV head that share a tile. */
-static uint32_t heads_a_tile(uint32_t n_head, uint32_t n_kv)
+/* Query heads of one KV head that share a tile of so many query vectors. */
+static uint32_t heads_a_tile(uint32_t n_head, uint32_t n_kv, uint32_t queries)
 {
     uint32_t g = n_head / n_kv;
-    return g < ESP_TILE_QUERIES ? g : ESP_TILE_QUERIES;
+    return g < queries ? g : queries;
 }
 
-uint32_t esp_attn_tile_rows(uint32_t n_head, uint32_t n_kv)
+/* Quads of dimensions that attention_flash.comp stages at once: all, or the largest divisor of them that fits; 0 where it
+ * cannot serve. */
+static uint32_t flash_chunk(const struct esp_vk *vk, uint32_t h4)
 {
-    return ESP_TILE_QUERIES / heads_a_tile(n_head, n_kv);
+    const uint32_t row = ESP_FLASH_QUERIES + 1;
+    uint32_t chunk = h4 < 18 ? h4 : 18;
+
+    while (chunk > 1 && h4 % chunk)
+        chunk--;
+    /* qs and ks, s, fold, scale and l_of */
+    if (vk->cls != ESP_VK_GPU || h4 > 128 ||
+        2 * chunk * row * 16 + (ESP_KV_BLOCK * row + 128 + 2 * ESP_FLASH_QUERIES) * 4 >
+            vk->props.limits.maxComputeSharedMemorySize)
+        return 0;
+    return chunk;
+}
+
+/* Whether attention_slices.comp can serve: its q, s, w, fold, m_slice and l_slice. */
+static bool slices_fit(const struct esp_vk *vk, uint32_t h4)
+{
+    return vk->cls == ESP_VK_GPU && h4 <= 128 &&
+           (h4 * 4 + 3 * ESP_SLICE + 16 + 2) * ESP_TILE_QUERIES * 4 <=
+               vk->props.limits.maxComputeSharedMemorySize;
+}
+
+static uint32_t tile_queries(const struct esp_vk *vk, bool few, uint32_t h4)
+{
+    return !few && flash_chunk(vk, h4) ? ESP_FLASH_QUERIES : ESP_TILE_QUERIES;
+}
+
+uint32_t esp_attn_tile_rows(const struct esp_vk *vk, bool few, uint32_t n_head, uint32_t n_kv,
+                            uint32_t head_dim)
+{
+    const uint32_t queries = tile_queries(vk, few, head_dim / 4);
+    return queries / heads_a_tile(n_head, n_kv, queries);
+}
+
+uint32_t esp_attn_part_texels(const struct esp_vk *vk, uint32_t n_head, uint32_t n_kv, uint32_t head_dim)
+{
+    const uint32_t gb = heads_a_tile(n_head, n_kv, ESP_TILE_QUERIES);
+    return slices_fit(vk, head_dim / 4)
+               ? n_kv * div_up(n_head / n_kv, gb) * ESP_TILE_QUERIES * (head_dim / 4 + 1)
+               : 0;
 }
 
 uint32_t esp_attn_shared_bytes(const struct esp_vk *vk, uint32_t head_dim)
@@ -309,12 +413,16 @@ uint32_t esp_attn_shared_bytes(const struct esp_vk *vk, uint32_t head_dim)
     return vk->cls != ESP_VK_TEXEL ? ESP_TILE_QUERIES * a_query : 0;
 }
 
-void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,
-                      const struct esp_attn_how *how)
+void esp_op_attention_piece(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,
+                            const struct esp_attn_how *how, uint32_t piece, uint32_t n_piece)
 {
+    const struct esp_vk *vk = rec->space->vk;
+    const uint32_t h4 = how->head_dim / 4;
+    const uint32_t chunk = how->few ? 0 : flash_chunk(vk, h4);
+    const bool slices = how->few && slices_fit(vk, h4);
     const uint32_t g = how->n_head / how->n_kv;
-    const uint32_t gb = heads_a_tile(how->n_head, how->n_kv);
-    const uint32_t spec[5] = {how->head_dim / 4, g, gb, how->window, how->softcap > 0};
+    const uint32_t gb = heads_a_tile(how->n_head, how->n_kv, tile_queries(vk, how->few, h4));
+    const uint32_t spec[6] = {h4, g, gb, how->window, how->softcap > 0, slices ? !how->whole : chunk};
     const struct esp_push_attention push = {HEAD(rec, 0),
                                             .q_at = qkv.at,
                                             .q_stride = qkv.stride,
@@ -323,21 +431,42 @@ void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qk
                                             .kv_at = how->kv_at,
                                             .block_stride = how->block_stride,
                                             .n_kv = how->n_kv,
-                                            .softcap = how->softcap};
+                                            .softcap = how->softcap,
+                                            .parts_at = how->parts_at,
+                                            .tile0 = piece,
+                                            .tile_by = n_piece};
+    struct launch l = {.code = find(rec,
+                                    slices  ? ESP_K_ATTENTION_SLICES
+                                    : chunk ? ESP_K_ATTENTION_FLASH
+                                            : ESP_K_ATTENTION,
+                                    ESP_W_NONE),
+                       .spec = spec,
+                       .n_spec = slices || chunk ? 6 : 5,
+                       .push = &push,
+                       .push_bytes = sizeof push,
+                       .grid = {.count = slices && !how->whole ? ESP_COUNT_ITEMS : ESP_COUNT_TILES,
+                                .div = n_piece,
+                                .axis = 0,
+                                .dims = {1, how->n_kv * div_up(g, gb), 1}},
+                       .work = {.window = how->window,
+                                .pair_flop = 4.0 * how->n_head * how->head_dim / n_piece,
+                                .position_bytes = 2.0 * how->n_kv * how->head_dim * sizeof(float) / n_piece}};
 
-    launch(rec,
-           &(struct launch){.code = find(rec, ESP_K_ATTENTION, ESP_W_NONE),
-                            .spec = spec,
-                            .n_spec = 5,
-                            .push = &push,
-                            .push_bytes = sizeof push,
-                            .grid = {.count = ESP_COUNT_TILES,
-                                     .div = 1,
-                                     .axis = 0,
-                                     .dims = {1, how->n_kv * div_up(g, gb), 1}},
-                            .work = {.window = how->window,
-                                     .pair_flop = 4.0 * how->n_head * how->head_dim,
-                                     .position_bytes = 2.0 * how->n_kv * how->head_dim * sizeof(float)}});
+    launch(rec, &l);
+    if (!slices || how->whole)
+        return;
+    l.code = find(rec, ESP_K_ATTENTION_JOIN, ESP_W_NONE);
+    l.n_spec = 5;
+    memset(&l.work, 0, sizeof l.work);
+    l.grid.count = ESP_COUNT_TILES;
+    l.grid.dims[2] = ESP_TILE_QUERIES;
+    launch(rec, &l);
+}
+
+void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,
+                      const struct esp_attn_how *how)
+{
+    esp_op_attention_piece(rec, y, qkv, how, 0, 1);
 }
 
 void esp_op_embed(struct esp_rec *rec, struct esp_rows y, struct esp_rows features, const struct esp_mat *w,

@@ -14,10 +14,11 @@
 #include "worker/profile.h"
 #include "worker/vk_mem.h"
 
-#define ESP_MAX_CHUNKS   256 /* layers of the largest published model, each cut in three, and its table */
-#define ESP_MAT_PARTS    8
-#define ESP_TILE_QUERIES 8 /* query vectors an attention workgroup takes */
-#define ESP_HEAD_ROWS    8 /* wants whose logits are computed together */
+#define ESP_MAX_CHUNKS    256 /* layers of the largest published model, each cut in three, and its table */
+#define ESP_MAT_PARTS     8
+#define ESP_TILE_QUERIES  8  /* query vectors an attention workgroup takes */
+#define ESP_FLASH_QUERIES 32 /* and one of the gpu class, where rows are many */
+#define ESP_HEAD_ROWS     8  /* wants whose logits are computed together */
 
 /** All buffers of a stage. Zeroed: none. It owns all but the weights. */
 struct esp_space {
@@ -54,6 +55,9 @@ struct esp_mat {
     uint32_t bias; /* index into vec, or ESP_NONE */
 };
 
+/** Those of its panels of 32 rows that make up piece `piece` of `n_piece`, which together are all of it. */
+void esp_mat_piece(struct esp_mat *out, const struct esp_mat *w, uint32_t piece, uint32_t n_piece);
+
 /** Rows of activations: f32[., 4 * stride] from texel `at` on. */
 struct esp_rows {
     uint32_t at, stride;
@@ -64,6 +68,7 @@ enum esp_count {
     ESP_COUNT_ROWS,
     ESP_COUNT_WANTS,
     ESP_COUNT_TILES,
+    ESP_COUNT_ITEMS,
     ESP_COUNT_COPIES,
     ESP_COUNT_ONE,
     ESP_N_COUNT
@@ -100,6 +105,8 @@ struct esp_matmul_how {
     uint32_t few;
     enum esp_count count; /* ROWS or WANTS */
     float cap;
+    uint32_t
+        scale_at; /* many rows: scratch of a float a row, from this texel on; 0: none, and no cooperative matrices */
 };
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
                    const struct esp_matmul_how *how);
@@ -121,12 +128,21 @@ struct esp_attn_how {
     uint32_t table, table_sin; /* into vec */
     float q_scale, softcap;    /* softcap 0: none */
     bool window;
+    bool few;          /* decode rows */
+    bool whole;        /* decode rows whose batch has no items: the same bits, less at once */
+    uint32_t parts_at; /* few, where the device splits: scratch of esp_attn_part_texels for every item */
 };
 void esp_op_rope_kv(struct esp_rec *rec, struct esp_rows qkv, const struct esp_attn_how *how);
+/** Its piece `piece` of `n_piece` that together are all of it; more than one only for many rows. */
+void esp_op_attention_piece(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,
+                            const struct esp_attn_how *how, uint32_t piece, uint32_t n_piece);
 void esp_op_attention(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,
                       const struct esp_attn_how *how);
-/** Rows of one sequence that one attention tile takes. */
-uint32_t esp_attn_tile_rows(uint32_t n_head, uint32_t n_kv);
+/** Rows of one sequence that one attention tile takes; head_dim padded. */
+uint32_t esp_attn_tile_rows(const struct esp_vk *vk, bool few, uint32_t n_head, uint32_t n_kv,
+                            uint32_t head_dim);
+/** Texels of scratch an item takes where attention of decode rows is split over positions; 0: this device does not. */
+uint32_t esp_attn_part_texels(const struct esp_vk *vk, uint32_t n_head, uint32_t n_kv, uint32_t head_dim);
 /** Workgroup memory that attention takes on this device, in bytes; head_dim padded. */
 uint32_t esp_attn_shared_bytes(const struct esp_vk *vk, uint32_t head_dim);
 

@@ -5,7 +5,9 @@
 
 #include "worker/vk_cmd.h"
 
-static const uint32_t few_rows[ESP_N_FEW] = {1, 2, 4, 8};
+static const uint32_t few_rows[ESP_N_FEW] = {1, 2, 4, 8, 8};
+
+#define MAX_ITEMS 4096u /* of split attention in a step; one takes 8 KiB with Gemma's heads */
 
 enum esp_decode_few esp_few_for(uint32_t n_rows)
 {
@@ -43,9 +45,21 @@ static uint64_t plan_encoder(struct esp_layout *l, const struct esp_config *c)
     return at > patch_end ? at : patch_end;
 }
 
-static uint64_t plan_decoder(struct esp_layout *l, const struct esp_config *c, uint32_t max_rows)
+/* Items of a step in which every sequence decodes a row at full length, within reason; one sequence always fits. */
+static uint32_t plan_items(const struct esp_stage_spec *spec)
+{
+    const uint32_t a_seq = (spec->max_rows + ESP_SLICE - 1) / ESP_SLICE;
+    const uint32_t all = a_seq * spec->max_seqs; /* at most 1024 * ESP_MAX_SEQS */
+    const uint32_t most = a_seq > MAX_ITEMS ? a_seq : MAX_ITEMS;
+
+    return all < most ? all : most;
+}
+
+static uint64_t plan_decoder(struct esp_layout *l, const struct esp_vk *vk, const struct esp_config *c,
+                             const struct esp_stage_spec *spec)
 {
     const struct esp_text_config *t = &c->text;
+    const uint32_t max_rows = spec->max_rows;
     const uint32_t h = esp_pack_head_dim(t->head_dim);
     uint64_t at = 0, attn_end, mlp_end;
 
@@ -55,10 +69,15 @@ static uint64_t plan_decoder(struct esp_layout *l, const struct esp_config *c, u
     l->tqkv = place(&attn_end, max_rows, (t->n_head + 2 * t->n_kv_head) * h);
     l->tattn = place(&attn_end, max_rows, t->n_head * h);
     l->tmlp = place(&mlp_end, max_rows, t->mlp_dim);
+    if (esp_attn_part_texels(vk, t->n_head, t->n_kv_head, h)) {
+        l->parts = (uint32_t)attn_end;
+        l->max_items = plan_items(spec);
+        attn_end += (uint64_t)l->max_items * esp_attn_part_texels(vk, t->n_head, t->n_kv_head, h);
+    }
     return attn_end > mlp_end ? attn_end : mlp_end;
 }
 
-esp_status esp_layout_plan(struct esp_layout *l, const struct esp_config *c,
+esp_status esp_layout_plan(struct esp_layout *l, const struct esp_vk *vk, const struct esp_config *c,
                            const struct esp_stage_spec *spec, uint32_t n_blocks, struct esp_err *err)
 {
     const bool enc = spec->enc_lo < spec->enc_hi || spec->patch || spec->projector;
@@ -70,8 +89,13 @@ esp_status esp_layout_plan(struct esp_layout *l, const struct esp_config *c,
     if (enc)
         e = plan_encoder(l, c);
     if (dec)
-        d = plan_decoder(l, c, spec->max_rows);
+        d = plan_decoder(l, vk, c, spec);
     l->act_texels = e > d ? e : d;
+    if (vk->choice.coop) {
+        const uint32_t n_vision = enc ? c->vision.n_token : 0, n_text = dec ? spec->max_rows : 0;
+        l->scales = (uint32_t)l->act_texels;
+        l->act_texels += ((n_vision > n_text ? n_vision : n_text) + 3) / 4;
+    }
     if (spec->embed)
         l->features = place(&l->act_texels, (uint64_t)spec->max_images * c->vision.n_token, c->text.width);
     if (spec->head) {
@@ -130,7 +154,30 @@ struct recorder {
     const struct esp_config *c;
     const struct esp_stage_spec *spec;
     struct esp_rec rec;
+    double seg_s; /* what the segment at hand may take when rows are as many as there can be */
+    uint32_t rows;
 };
+
+#define RATE_UNKNOWN   1e11 /* flop/s of a device that was not measured */
+#define ATTENTION_RATE 0.25 /* of the measured rate: what attention reaches at least */
+
+/* The time that something may take, and how many pieces of no more than vk->submit_s make it up. */
+static double may_take(const struct recorder *r, double flop)
+{
+    const double rate = r->space->vk->report.matmul_rate;
+    return flop / (rate > 0 ? rate : RATE_UNKNOWN);
+}
+
+static uint32_t n_pieces(const struct recorder *r, double seconds)
+{
+    const struct esp_vk *vk = r->space->vk;
+    double n;
+
+    if (!(vk->submit_s > 0) || vk->cls == ESP_VK_TEXEL) /* CPU drivers have no watchdog */
+        return 1;
+    n = __builtin_ceil(seconds / vk->submit_s);
+    return n < 1 ? 1 : n > 64 ? 64 : (uint32_t)n;
+}
 
 /* Begins a segment of a program. After a failure nothing happens any more. */
 static void begin(struct recorder *r, struct esp_program *p)
@@ -155,6 +202,7 @@ static void begin(struct recorder *r, struct esp_program *p)
     if (r->rec.st)
         return;
     p->n++;
+    r->seg_s = 0;
     r->rec.cmd = seg->cmd;
     r->rec.st = esp_cmd_begin(seg->cmd, false, r->rec.err);
 }
@@ -177,11 +225,47 @@ static void end(struct recorder *r, struct esp_program *p, const char *name, int
     r->rec.st = esp_cmd_end(seg->cmd, r->rec.err);
 }
 
-static void product(struct recorder *r, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
-                    uint32_t epilogue, uint32_t few)
+/* Before something that may take so long: begins another segment if both together would be too much for one. */
+static void make_room(struct recorder *r, struct esp_program *p, double seconds)
 {
-    const struct esp_matmul_how how = {.epilogue = epilogue, .few = few, .count = ESP_COUNT_ROWS};
-    esp_op_matmul(&r->rec, y, x, w, &how);
+    const double most = r->space->vk->submit_s;
+
+    if (most > 0 && r->space->vk->cls != ESP_VK_TEXEL && r->seg_s > 0 && r->seg_s + seconds > most) {
+        end(r, p, "", -1, (struct esp_rows){0}, 0);
+        begin(r, p);
+    }
+    r->seg_s += seconds;
+}
+
+static void product(struct recorder *r, struct esp_program *p, struct esp_rows y, struct esp_rows x,
+                    const struct esp_mat *w, uint32_t epilogue, uint32_t few)
+{
+    const struct esp_matmul_how how = {
+        .epilogue = epilogue, .few = few, .count = ESP_COUNT_ROWS, .scale_at = r->ps->at.scales};
+    const double seconds = few ? 0 : may_take(r, 2.0 * r->rows * w->np * w->kp);
+    uint32_t n = n_pieces(r, seconds);
+
+    n = n < w->np / 32 ? n : w->np / 32;
+    for (uint32_t i = 0; i < n; i++) {
+        struct esp_mat piece;
+        esp_mat_piece(&piece, w, i, n);
+        make_room(r, p, seconds / n);
+        esp_op_matmul(&r->rec, y, x, &piece, &how);
+    }
+}
+
+/* span: positions that a row may look at */
+static void attention(struct recorder *r, struct esp_program *p, struct esp_rows y, struct esp_rows qkv,
+                      const struct esp_attn_how *how, uint32_t span)
+{
+    const double seconds =
+        how->few ? 0 : may_take(r, 4.0 * r->rows * span * how->n_head * how->head_dim) / ATTENTION_RATE;
+    const uint32_t n = n_pieces(r, seconds);
+
+    for (uint32_t i = 0; i < n; i++) {
+        make_room(r, p, seconds / n);
+        esp_op_attention_piece(&r->rec, y, qkv, how, i, n);
+    }
 }
 
 static void norm(struct recorder *r, struct esp_rows y, struct esp_rows x, uint32_t mode, uint32_t width,
@@ -207,13 +291,13 @@ static void encoder_layer(struct recorder *r, uint32_t i)
 
     begin(r, &r->ps->encode);
     norm(r, at->h, at->x, ESP_NORM_LAYER, v->width, l->norm1_w, l->norm1_b, v->ln_eps);
-    product(r, at->qkv, at->h, &l->qkv, ESP_EPI_NONE, 0);
+    product(r, &r->ps->encode, at->qkv, at->h, &l->qkv, ESP_EPI_NONE, 0);
     esp_op_rope_kv(&r->rec, at->qkv, &attn);
-    esp_op_attention(&r->rec, at->attn, at->qkv, &attn);
-    product(r, at->x, at->attn, &l->o, ESP_EPI_ADD, 0);
+    attention(r, &r->ps->encode, at->attn, at->qkv, &attn, v->n_token);
+    product(r, &r->ps->encode, at->x, at->attn, &l->o, ESP_EPI_ADD, 0);
     norm(r, at->h, at->x, ESP_NORM_LAYER, v->width, l->norm2_w, l->norm2_b, v->ln_eps);
-    product(r, at->mlp, at->h, &l->fc1, ESP_EPI_GELU, 0);
-    product(r, at->x, at->mlp, &l->fc2, ESP_EPI_ADD, 0);
+    product(r, &r->ps->encode, at->mlp, at->h, &l->fc1, ESP_EPI_GELU, 0);
+    product(r, &r->ps->encode, at->x, at->mlp, &l->fc2, ESP_EPI_ADD, 0);
     end(r, &r->ps->encode, "vision", (int)(r->spec->enc_lo + i), at->x, v->width);
 }
 
@@ -225,10 +309,11 @@ static void encode_program(struct recorder *r)
     struct esp_rows last = at->x;
     uint32_t width = v->width;
 
+    r->rows = v->n_token;
     begin(r, p);
     if (r->spec->patch) {
         esp_op_im2col(&r->rec, at->patches, v->n_channel, v->image_size, v->patch_size);
-        product(r, at->x, at->patches, &r->w->patch, ESP_EPI_NONE, 0);
+        product(r, p, at->x, at->patches, &r->w->patch, ESP_EPI_NONE, 0);
         end(r, p, "vision.patch_embeddings", -1, at->x, v->width);
         begin(r, p);
         esp_op_add_vec(&r->rec, at->x, r->w->pos);
@@ -246,7 +331,7 @@ static void encode_program(struct recorder *r)
         last.stride = stride_of(r->c->text.width); /* over x, which nobody needs any more */
         width = r->c->text.width;
         begin(r, p);
-        product(r, last, at->h, &r->w->proj, ESP_EPI_NONE, 0);
+        product(r, p, last, at->h, &r->w->proj, ESP_EPI_NONE, 0);
         end(r, p, "vision.projector", -1, last, width);
     }
     begin(r, p);
@@ -281,26 +366,29 @@ static void decoder_layer(struct recorder *r, struct esp_program *p, uint32_t i,
     const struct esp_text_config *t = &r->c->text;
     const struct esp_layout *at = &r->ps->at;
     const struct esp_dec_layer *l = &r->w->dec[i];
-    const struct esp_attn_how attn = decoder_attn(r, i);
+    struct esp_attn_how attn = decoder_attn(r, i);
 
+    attn.few = few > 0;
+    attn.whole = p == &r->ps->decode[ESP_FEW_WHOLE];
+    attn.parts_at = at->parts;
     begin(r, p);
     norm(r, at->th, at->tx, ESP_NORM_RMS, t->width, l->norm_attn, ESP_NONE, t->rms_eps);
-    product(r, at->tqkv, at->th, &l->qkv, ESP_EPI_NONE, few);
+    product(r, p, at->tqkv, at->th, &l->qkv, ESP_EPI_NONE, few);
     esp_op_rope_kv(&r->rec, at->tqkv, &attn);
-    esp_op_attention(&r->rec, at->tattn, at->tqkv, &attn);
+    attention(r, p, at->tattn, at->tqkv, &attn, r->rows);
     if (t->post_norms) {
-        product(r, at->th, at->tattn, &l->o, ESP_EPI_NONE, few);
+        product(r, p, at->th, at->tattn, &l->o, ESP_EPI_NONE, few);
         norm(r, at->tx, at->th, ESP_NORM_RMS_ADD, t->width, l->norm_post_attn, ESP_NONE, t->rms_eps);
     } else {
-        product(r, at->tx, at->tattn, &l->o, ESP_EPI_ADD, few);
+        product(r, p, at->tx, at->tattn, &l->o, ESP_EPI_ADD, few);
     }
     norm(r, at->th, at->tx, ESP_NORM_RMS, t->width, l->norm_mlp, ESP_NONE, t->rms_eps);
-    product(r, at->tmlp, at->th, &l->gate_up, ESP_EPI_GEGLU, few);
+    product(r, p, at->tmlp, at->th, &l->gate_up, ESP_EPI_GEGLU, few);
     if (t->post_norms) {
-        product(r, at->th, at->tmlp, &l->down, ESP_EPI_NONE, few);
+        product(r, p, at->th, at->tmlp, &l->down, ESP_EPI_NONE, few);
         norm(r, at->tx, at->th, ESP_NORM_RMS_ADD, t->width, l->norm_post_mlp, ESP_NONE, t->rms_eps);
     } else {
-        product(r, at->tx, at->tmlp, &l->down, ESP_EPI_ADD, few);
+        product(r, p, at->tx, at->tmlp, &l->down, ESP_EPI_ADD, few);
     }
     end(r, p, "prefill", (int)(r->spec->dec_lo + i), at->tx, t->width);
 }
@@ -311,6 +399,7 @@ static void decoder_program(struct recorder *r, struct esp_program *p, uint32_t 
     const struct esp_layout *at = &r->ps->at;
     const uint32_t n_layer = r->spec->dec_hi - r->spec->dec_lo;
 
+    r->rows = r->spec->max_rows;
     begin(r, p);
     if (n_layer)
         esp_op_kv_copy(&r->rec, at->text_block, at->text_layer, n_layer);
@@ -375,7 +464,7 @@ esp_status esp_programs_few(struct esp_programs *ps, enum esp_decode_few few, st
     recorder_init(&r, ps, space, w, c, spec, err);
     if (ps->decode[few].n == 0)
         decoder_program(&r, &ps->decode[few], few_rows[few]);
-    if (spec->head && ps->head[few].n == 0)
+    if (spec->head && few != ESP_FEW_WHOLE && ps->head[few].n == 0)
         head_program(&r, &ps->head[few], few_rows[few]);
     return r.rec.st;
 }

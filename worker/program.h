@@ -23,13 +23,17 @@ struct esp_program {
     struct esp_segment *seg;
 };
 
-enum esp_decode_few { ESP_FEW_1, ESP_FEW_2, ESP_FEW_4, ESP_FEW_8, ESP_N_FEW };
+/* Decode programs: rows that a kernel takes at once. WHOLE is 8 for steps of so many rows that split attention has no room
+ * for them; its bits are the same. */
+enum esp_decode_few { ESP_FEW_1, ESP_FEW_2, ESP_FEW_4, ESP_FEW_8, ESP_FEW_WHOLE, ESP_N_FEW };
 
 /** Where everything lies in the buffers, and how large they must be. */
 struct esp_layout {
     struct esp_rows x, h, qkv, attn, mlp, patches; /* encoder's while it runs */
     struct esp_rows tx, th, tqkv, tattn, tmlp;     /* decoder's */
-    struct esp_rows pick;                          /* f32[ESP_HEAD_ROWS, D]: normed rows of the wants */
+    uint32_t scales;           /* a float for every row of either, where products need them; else 0 */
+    uint32_t parts, max_items; /* split attention: scratch, and items it has room for; 0: none */
+    struct esp_rows pick;      /* f32[ESP_HEAD_ROWS, D]: normed rows of the wants */
     struct esp_rows logits, slices;
     struct esp_rows features; /* f32[max_images * N, D] */
     uint64_t act_texels;
@@ -53,7 +57,7 @@ struct esp_programs {
 
 /** Sizes and places for a spec. n_blocks: KV blocks of the decoder. Errors: ESP_E_NOMEM (indices would
  * overflow). */
-esp_status esp_layout_plan(struct esp_layout *out, const struct esp_config *config,
+esp_status esp_layout_plan(struct esp_layout *out, const struct esp_vk *vk, const struct esp_config *config,
                            const struct esp_stage_spec *spec, uint32_t n_blocks, struct esp_err *err);
 
 /**

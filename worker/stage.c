@@ -61,7 +61,8 @@ static esp_status space_create(struct esp_stage *s, struct esp_stage *former, st
     const struct esp_layout *at = &s->ps.at;
     const uint32_t rows = s->spec.max_rows > s->c->vision.n_token ? s->spec.max_rows : s->c->vision.n_token;
     const uint32_t blocks_a_seq = (uint32_t)(esp_round_up(s->spec.max_rows, ESP_KV_BLOCK) / ESP_KV_BLOCK);
-    const uint32_t max_table = s->spec.max_seqs * blocks_a_seq + at->n_vision_blocks;
+    const uint32_t max_table =
+        s->spec.max_seqs * blocks_a_seq + at->n_vision_blocks + at->max_items * ESP_ITEM;
     const size_t step_bytes = esp_batch_n_words(rows, s->spec.max_seqs, max_table) * 4;
     struct esp_vk *vk = s->vk;
     uint64_t beside;
@@ -165,7 +166,7 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
         goto done;
     if (spec->dec_lo < spec->dec_hi)
         n_blocks = (uint32_t)(esp_round_up(spec->kv_tokens, ESP_KV_BLOCK) / ESP_KV_BLOCK);
-    if ((st = esp_layout_plan(&s->ps.at, s->c, spec, n_blocks, err)) ||
+    if ((st = esp_layout_plan(&s->ps.at, s->vk, s->c, spec, n_blocks, err)) ||
         (st = esp_weights_plan(&s->weights, shelf, spec, spec->max_rows, err)) ||
         (st = space_create(s, former, err)) ||
         (st = esp_weights_load(&s->weights, &s->space, shelf, spec, spec->max_rows, progress, progress_arg,
@@ -201,7 +202,7 @@ esp_status esp_stage_prepare(struct esp_shelf *shelf, const struct esp_stage_spe
     esp_status st = esp_stage_spec_check(spec, c, err);
 
     if (!st)
-        st = esp_layout_plan(&ps.at, c, spec, n_blocks, err);
+        st = esp_layout_plan(&ps.at, vk, c, spec, n_blocks, err);
     if (!st)
         st = esp_weights_plan(&weights, shelf, spec, spec->max_rows, err);
     if (!st)

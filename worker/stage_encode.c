@@ -21,7 +21,8 @@ static esp_status encode(struct esp_stage *s, uint32_t n, const void *data, bool
     table = esp_batch_table(&s->batch, s->vision_table, s->ps.at.n_vision_blocks);
     for (uint32_t i = 0; i < n; i++)
         esp_batch_row(&s->batch, 0, i, n, 0, i);
-    esp_batch_tiles(&s->batch, 0, n, table, esp_attn_tile_rows(v->n_head, v->n_head));
+    esp_batch_tiles(&s->batch, 0, n, table,
+                    esp_attn_tile_rows(s->vk, false, v->n_head, v->n_head, esp_pack_head_dim(v->head_dim)));
     esp_batch_seal(&s->batch, &s->ps.grids);
     st = esp_stage_run(s, &program, 1, true, trace, out, err);
     if (!st)

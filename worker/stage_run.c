@@ -79,7 +79,7 @@ static esp_status trace_take(struct esp_stage *s, const struct esp_segment *seg,
 esp_status esp_stage_run(struct esp_stage *s, const struct esp_program *const *programs, uint32_t n_program,
                          bool apart, bool trace, struct esp_stage_out *out, struct esp_err *err)
 {
-    VkCommandBuffer cmds[2 * ESP_MAX_LAYERS];
+    VkCommandBuffer cmds[ESP_MAX_BATCH];
     uint32_t n = 0;
     const double t0 = seconds();
     esp_status st = ESP_OK;
@@ -87,8 +87,12 @@ esp_status esp_stage_run(struct esp_stage *s, const struct esp_program *const *p
     for (uint32_t p = 0; !st && p < n_program; p++) {
         for (uint32_t i = 0; !st && i < programs[p]->n; i++) {
             const struct esp_segment *seg = &programs[p]->seg[i];
-            if (n == 2 * ESP_MAX_LAYERS)
-                return esp_fail(err, ESP_E_INTERNAL, "too many segments");
+            if (n == ESP_MAX_BATCH) {
+                st = esp_submit_wait(s->vk, cmds, n, apart, err);
+                n = 0;
+                if (st)
+                    break;
+            }
             cmds[n++] = seg->cmd;
             if (trace) {
                 st = esp_submit_wait(s->vk, cmds, n, true, err);

@@ -65,8 +65,9 @@ static esp_status step_check(const struct esp_stage *s, const struct esp_msg_ste
     return st;
 }
 
-/* The rows of one sequence into the batch; its KV room is reserved. */
-static void seq_rows(struct esp_stage *s, const struct esp_seq_rows *q, const void *ids, uint32_t row0)
+/* The rows of one sequence into the batch; its KV room is reserved. few: they go through the kernels of decoding. */
+static void seq_rows(struct esp_stage *s, const struct esp_seq_rows *q, const void *ids, uint32_t row0,
+                     bool few)
 {
     const struct esp_text_config *t = &s->c->text;
     const uint32_t n_feature = s->spec.embed ? q->n_images * s->c->vision.n_token : 0;
@@ -89,7 +90,8 @@ static void seq_rows(struct esp_stage *s, const struct esp_seq_rows *q, const vo
         esp_batch_row(&s->batch, src, pos, prefix ? q->n_prefix : pos + 1, lo_win,
                       blocks[pos / ESP_KV_BLOCK] * ESP_KV_BLOCK + pos % ESP_KV_BLOCK);
     }
-    esp_batch_tiles(&s->batch, row0, q->n_tok, table, esp_attn_tile_rows(t->n_head, t->n_kv_head));
+    esp_batch_tiles(&s->batch, row0, q->n_tok, table,
+                    esp_attn_tile_rows(s->vk, few, t->n_head, t->n_kv_head, esp_pack_head_dim(t->head_dim)));
 }
 
 /* One want's candidates from the words that topk left. */
@@ -167,13 +169,16 @@ static esp_status step_run(struct esp_stage *s, const struct esp_msg_step *m, co
     uint32_t row = 0;
     esp_status st = ESP_OK;
 
-    for (uint32_t i = 0; i < m->n_seqs; i++) {
-        seq_rows(s, &m->seqs[i], data, row);
-        row += m->seqs[i].n_tok;
+    for (uint32_t i = 0; i < m->n_seqs; i++)
         prefix = prefix || m->seqs[i].pos < m->seqs[i].n_prefix;
+    for (uint32_t i = 0; i < m->n_seqs; i++) {
+        seq_rows(s, &m->seqs[i], data, row, !prefix);
+        row += m->seqs[i].n_tok;
     }
     if (!prefix) { /* a few rows a sequence: matrix-vector kernels, whatever the number of sequences */
-        const enum esp_decode_few few = esp_few_for(m->rows);
+        enum esp_decode_few few = esp_few_for(m->rows);
+        if (s->ps.at.max_items && !esp_batch_items(&s->batch, s->ps.at.max_items))
+            few = ESP_FEW_WHOLE;
         st = esp_programs_few(&s->ps, few, &s->space, &s->weights, s->c, &s->spec, err);
         program = &s->ps.decode[few];
     }
@@ -182,7 +187,8 @@ static esp_status step_run(struct esp_stage *s, const struct esp_msg_step *m, co
     if (!s->spec.embed)
         memcpy(s->space.in.map, data, (size_t)m->rows * m->width * sizeof(float));
     esp_batch_seal(&s->batch, &s->ps.grids);
-    st = esp_stage_run(s, &program, 1, prefix, m->trace, out, err);
+    /* a step of decoding that goes round and round is no short piece of work either */
+    st = esp_stage_run(s, &program, 1, prefix || m->rows > 64, m->trace, out, err);
     if (!st && s->spec.head && m->trace) {
         program = &s->ps.norm_all;
         st = esp_stage_run(s, &program, 1, false, true, out, err);

@@ -3,7 +3,6 @@
 /* Software drivers take minutes for what a GPU does in milliseconds; a hang is far beyond this. */
 #define WAIT_NS_EACH  (120ull * 1000 * 1000 * 1000)
 #define WAIT_NS_SLICE (1ull * 1000 * 1000 * 1000)
-#define MAX_BATCH     512
 
 esp_status esp_cmd_alloc(VkCommandBuffer *out, struct esp_vk *vk, struct esp_err *err)
 {
@@ -61,30 +60,34 @@ void esp_cmd_barrier_all(VkCommandBuffer cmd)
 esp_status esp_submit(uint64_t *out, struct esp_vk *vk, const VkCommandBuffer *cmds, uint32_t n, bool apart,
                       struct esp_err *err)
 {
-    VkSubmitInfo batch[MAX_BATCH];
-    uint64_t value = vk->n_submitted + 1;
-    VkTimelineSemaphoreSubmitInfo timeline = {.sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
-                                              .signalSemaphoreValueCount = 1,
-                                              .pSignalSemaphoreValues = &value};
+    VkSubmitInfo batch[ESP_MAX_BATCH];
+    VkTimelineSemaphoreSubmitInfo timeline[ESP_MAX_BATCH];
+    uint64_t value[ESP_MAX_BATCH];
     uint32_t n_batch = apart ? n : 1;
     esp_status st;
 
     *out = vk->n_submitted;
     if (n == 0)
         return ESP_OK;
-    if (n_batch > MAX_BATCH)
+    if (n_batch > ESP_MAX_BATCH)
         return esp_fail(err, ESP_E_INTERNAL, "%u command buffers in one submission", n);
-    for (uint32_t i = 0; i < n_batch; i++)
+    /* every batch signals: drivers join those that do not with the next one, and a watchdog counts them as one */
+    for (uint32_t i = 0; i < n_batch; i++) {
+        value[i] = vk->n_submitted + i + 1;
+        timeline[i] =
+            (VkTimelineSemaphoreSubmitInfo){.sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
+                                            .signalSemaphoreValueCount = 1,
+                                            .pSignalSemaphoreValues = &value[i]};
         batch[i] = (VkSubmitInfo){.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+                                  .pNext = &timeline[i],
                                   .commandBufferCount = apart ? 1 : n,
-                                  .pCommandBuffers = cmds + i};
-    /* a signal waits for everything earlier in submission order, so the last batch alone signals */
-    batch[n_batch - 1].pNext = &timeline;
-    batch[n_batch - 1].signalSemaphoreCount = 1;
-    batch[n_batch - 1].pSignalSemaphores = &vk->timeline;
+                                  .pCommandBuffers = cmds + i,
+                                  .signalSemaphoreCount = 1,
+                                  .pSignalSemaphores = &vk->timeline};
+    }
     st = esp_vk_check(vkQueueSubmit(vk->queue, n_batch, batch, VK_NULL_HANDLE), "vkQueueSubmit", err);
     if (!st)
-        *out = vk->n_submitted = value;
+        *out = vk->n_submitted = value[n_batch - 1];
     return st;
 }
 

@@ -6,6 +6,8 @@
 
 #include "worker/vk_device.h"
 
+#define ESP_MAX_BATCH 512 /* command buffers in one call, where they go apart */
+
 esp_status esp_cmd_alloc(VkCommandBuffer *out, struct esp_vk *vk, struct esp_err *err);
 void esp_cmd_free(VkCommandBuffer *cmd, struct esp_vk *vk); /* NULL is fine */
 

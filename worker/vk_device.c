@@ -6,9 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "worker/vk_compat.h"
 #include "worker/vk_pipe.h"
 
 #define MAX_DEVICES 64
+#define SUBMIT_MS   400.0 /* desktop drivers reset a device after 2 s; measured rates are not kept under load */
 
 /* What one physical device is and whether it reaches the baseline. */
 struct candidate {
@@ -26,6 +28,7 @@ struct candidate {
     uint64_t host_align; /* of host memory that a CPU driver takes for its own; 0: it takes none */
     bool has_size_control; /* VK_EXT_subgroup_size_control with both its features */
     uint32_t wave, max_lanes;
+    struct esp_vk_coop coop;
     bool can[ESP_VK_N_CLASS];
     enum esp_vk_class cls; /* the one that fits it */
 };
@@ -295,7 +298,53 @@ static void probe_waves(struct candidate *c)
     c->can[ESP_VK_GPU] = c->wave >= 4 && c->wave <= 128 && c->max_lanes >= 128;
 }
 
-static void probe(struct candidate *c, VkPhysicalDevice phys)
+/* Products of float16 that are summed in float32, and tiles of them that make up those of matmul_coop.comp. Of several the
+ * largest: less of a unit's time goes into bringing operands along. Their subgroups are the smallest that there are: so
+ * NVIDIA's (32), AMD's (32 of 32 to 64) and Intel's (8 or 16 of up to 32) units are made. */
+static void probe_coop(struct candidate *c, VkInstance instance)
+{
+#ifdef ESP_COOP
+    VkCooperativeMatrixPropertiesKHR props[128];
+    VkPhysicalDeviceCooperativeMatrixFeaturesKHR coop = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR};
+    VkPhysicalDeviceVulkan12Features f12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
+                                            .pNext = &coop};
+    VkPhysicalDeviceFeatures2 f2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &f12};
+    VkPhysicalDeviceSubgroupSizeControlPropertiesEXT size = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES_EXT};
+    VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                      .pNext = &size};
+    PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR get =
+        (PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)vkGetInstanceProcAddr(
+            instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR");
+    uint32_t n = 128, best = 0;
+    VkResult r;
+
+    vkGetPhysicalDeviceFeatures2(c->phys, &f2);
+    vkGetPhysicalDeviceProperties2(c->phys, &p2);
+    if (!get || !coop.cooperativeMatrix || !f12.shaderFloat16 || !f12.vulkanMemoryModel ||
+        !f12.vulkanMemoryModelDeviceScope || size.minSubgroupSize < 4 ||
+        4 * size.minSubgroupSize > c->max_lanes)
+        return;
+    for (uint32_t i = 0; i < n; i++)
+        props[i] =
+            (VkCooperativeMatrixPropertiesKHR){.sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR};
+    r = get(c->phys, &n, props);
+    for (uint32_t i = 0; (r == VK_SUCCESS || r == VK_INCOMPLETE) && i < n; i++) {
+        const VkCooperativeMatrixPropertiesKHR *p = &props[i];
+        const uint32_t volume = p->MSize * p->NSize * p->KSize;
+        if (p->AType != VK_COMPONENT_TYPE_FLOAT16_KHR || p->BType != VK_COMPONENT_TYPE_FLOAT16_KHR ||
+            p->CType != VK_COMPONENT_TYPE_FLOAT32_KHR || p->ResultType != VK_COMPONENT_TYPE_FLOAT32_KHR ||
+            p->saturatingAccumulation || p->scope != VK_SCOPE_SUBGROUP_KHR || p->MSize < 8 || p->NSize < 8 ||
+            p->KSize < 8 || 32 % p->MSize || 32 % p->NSize || 32 % p->KSize || volume <= best)
+            continue;
+        best = volume;
+        c->coop = (struct esp_vk_coop){p->MSize, p->NSize, p->KSize, size.minSubgroupSize};
+    }
+#endif
+}
+
+static void probe(struct candidate *c, VkInstance instance, VkPhysicalDevice phys)
 {
     VkPhysicalDeviceVulkan12Features f12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES};
     VkPhysicalDeviceFeatures2 f2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &f12};
@@ -344,6 +393,8 @@ static void probe(struct candidate *c, VkPhysicalDevice phys)
         probe_host_memory(c);
     if (has_name(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME, n, ext))
         probe_waves(c);
+    if (c->can[ESP_VK_GPU] && has_name(VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME, n, ext))
+        probe_coop(c, instance);
     c->can[ESP_VK_PLAIN] = true;
     c->can[ESP_VK_TEXEL] = texel_class(c);
     c->cls = c->can[ESP_VK_TEXEL]                                                       ? ESP_VK_TEXEL
@@ -361,7 +412,7 @@ static esp_status probe_all(VkInstance instance, struct candidate *cands, uint32
     if (r != VK_SUCCESS && r != VK_INCOMPLETE)
         return esp_vk_check(r, "vkEnumeratePhysicalDevices", err);
     for (uint32_t i = 0; i < n; i++)
-        probe(&cands[i], phys[i]);
+        probe(&cands[i], instance, phys[i]);
     *n_out = n;
     return ESP_OK;
 }
@@ -437,6 +488,9 @@ static esp_status device_create(struct esp_vk *vk, const struct candidate *c, st
     static const float priority = 1.0f;
     const char *exts[3];
     uint32_t n_ext = 0;
+    VkPhysicalDeviceCooperativeMatrixFeaturesKHR coop = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR,
+        .cooperativeMatrix = VK_TRUE};
     VkPhysicalDeviceSubgroupSizeControlFeaturesEXT waves = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT,
         .subgroupSizeControl = VK_TRUE,
@@ -468,6 +522,13 @@ static esp_status device_create(struct esp_vk *vk, const struct candidate *c, st
     if (vk->cls == ESP_VK_GPU) {
         exts[n_ext++] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
         f12.pNext = &waves;
+    }
+    if (vk->coop.m) {
+        exts[n_ext++] = VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME;
+        f12.shaderFloat16 = VK_TRUE;
+        /* the model is every kernel's then, and topk has barriers of device scope */
+        f12.vulkanMemoryModel = f12.vulkanMemoryModelDeviceScope = VK_TRUE;
+        waves.pNext = &coop;
     }
     info.enabledExtensionCount = n_ext;
     st = esp_vk_check(vkCreateDevice(c->phys, &info, NULL, &vk->dev), "vkCreateDevice", err);
@@ -504,6 +565,18 @@ static esp_status class_choose(enum esp_vk_class *out, const struct candidate *c
     return ESP_OK;
 }
 
+/* What is taken before anything was measured. CPU drivers get the smallest tiles: their compilers take minutes for more. */
+static void choice_default(struct esp_vk *vk, const struct candidate *c)
+{
+    const bool cpu = c->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+
+    vk->coop = c->coop;
+    vk->choice = (struct esp_vk_choice){.coop = c->coop.m > 0,
+                                        .coop_m = cpu ? 2 * c->coop.m : 64,
+                                        .coop_n = cpu && c->coop.n <= 16 ? 32 : 64,
+                                        .matvec_threads = 131072};
+}
+
 static void report_fill(struct esp_vk *vk, const struct candidate *c, const struct esp_vk_options *opt)
 {
     struct esp_vk_report *r = &vk->report;
@@ -524,7 +597,8 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     struct candidate *cands = calloc(MAX_DEVICES, sizeof *cands);
     struct esp_vk *vk = calloc(1, sizeof *vk);
     const struct candidate *c = NULL;
-    const char *env = getenv("ESPALIER_VALIDATE"), *staging = getenv("ESPALIER_STAGING");
+    const char *env = getenv("ESPALIER_VALIDATE"), *staging = getenv("ESPALIER_STAGING"),
+               *submit = getenv("ESPALIER_SUBMIT_MS");
     bool validate = (opt && opt->validate) || (env && *env && strcmp(env, "0") != 0);
     struct esp_err why = {0};
     uint32_t n = 0;
@@ -556,6 +630,12 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     memcpy(vk->can, c->can, sizeof vk->can);
     vk->wave = c->wave;
     vk->max_lanes = c->max_lanes;
+    if (vk->cls == ESP_VK_GPU)
+        choice_default(vk, c);
+    /* nobody watches over a CPU driver */
+    vk->submit_s = c->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? 0 : SUBMIT_MS / 1000;
+    if (submit && strtod(submit, NULL) > 0)
+        vk->submit_s = strtod(submit, NULL) / 1000;
     vk->profile = opt && opt->profile && c->props.limits.timestampComputeAndGraphics;
     vk->max_alloc_bytes = c->max_alloc_bytes;
     if (vk->max_alloc_bytes > (uint64_t)INT32_MAX * 16) /* SPIR-V's indices, here of texels, are signed */

@@ -45,6 +45,19 @@ struct esp_vk_options {
     int force_class; /* -1: choose; else an esp_vk_class, for tests */
 };
 
+/** A product that the device's matrix units do: float16 M x K by K x N, summed in float32, by a subgroup. */
+struct esp_vk_coop {
+    uint32_t m, n, k; /* 0: none that kernels can use */
+    uint32_t wave;    /* the size of such a subgroup */
+};
+
+/** Which variants and tiles serve where the gpu class has a choice. One a device and driver: sums may depend on it. */
+struct esp_vk_choice {
+    bool coop;               /* products of many rows by cooperative matrices */
+    uint32_t coop_m, coop_n; /* their workgroups' tiles */
+    uint32_t matvec_threads; /* matvec: a column is given to more threads until there are so many */
+};
+
 struct esp_pipes; /* worker/vk_pipe.h */
 
 /** An opened device. Fields are read-only outside of worker/vk_*.c; one thread owns it. */
@@ -66,10 +79,13 @@ struct esp_vk {
     bool uma;                 /* device memory is host memory: written through a mapping, no staging */
     uint64_t host_align;      /* of host memory that may become the device's own: CPU drivers; 0: none may */
     bool profile;
+    double submit_s; /* no piece of work handed in should take longer, by what was measured; 0: no limit */
     enum esp_vk_class cls;
     bool can[ESP_VK_N_CLASS]; /* classes that it could have been opened as */
     uint32_t wave;            /* gpu class: the size that its kernels' subgroups have */
     uint32_t max_lanes;       /* gpu class: invocations of a workgroup made of such subgroups */
+    struct esp_vk_coop coop;
+    struct esp_vk_choice choice;
     struct esp_vk_report report;
     struct esp_pipes *pipes;
     struct esp_packed *packed; /* its owner's: matrices that were packed before (worker/packed.h); NULL: none */
@@ -83,7 +99,7 @@ struct esp_vk {
  *                 a number: its index in esp_vk_list; else a part of its name, case ignored
  * @param options  may be NULL. For tests, the environment may say more: ESPALIER_VALIDATE=1 turns the validation layer
  *                 on (=fatal: its first message ends the process), ESPALIER_KERNELS=plain, texel or gpu chooses the kernel
- *                 class, ESPALIER_STAGING=1 treats device memory as out of the host's reach, as on a discrete GPU.
+ *                 class, ESPALIER_SUBMIT_MS=N sets submit_s, ESPALIER_STAGING=1 treats device memory as out of the host's reach, as on a discrete GPU.
  * Errors: ESP_E_DEVICE (no loader, no device, none of that name, below the baseline: says what it lacks).
  */
 esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp_vk_options *options,

@@ -8,7 +8,7 @@
 #include "worker/vk_device.h"
 
 #define ESP_PUSH_MAX 128 /* bytes; what every device guarantees */
-#define ESP_SPEC_MAX 6
+#define ESP_SPEC_MAX 8
 
 struct esp_pipes;
 

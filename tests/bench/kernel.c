@@ -68,14 +68,15 @@ static void usage(FILE *f)
                "OP is matvec, matmul or attention; each -- begins another variant, with the options of the "
                "one before.\n\n"
                "  --k N, --n N           columns and rows of W (2048, 16384)\n"
-               "  --rows N               rows of x (matvec 1, matmul and attention 260)\n"
+               "  --rows N               rows of x (matvec 1, matmul and attention 260; attention of up to 8 "
+               "is decoding's)\n"
                "  --few N                matvec: rows a pass, 1, 2, 4 or 8 (1)\n"
                "  --type TYPE            bf16 (default), f16, f32, q8 or q4\n"
                "  --epilogue NAME        none (default), gelu, add, geglu or softcap\n"
                "  --heads N, --kv N, --dim N, --keys N\n"
                "                         attention: query heads, KV heads, head_dim (8, 1, 256), keys (as "
                "many as rows)\n"
-               "  --class NAME           plain or texel; else what the device takes\n"
+               "  --class NAME           plain, texel or gpu; else what the device takes\n"
                "  --spirv FILE           a compiled kernel instead of the table's, and how it is cut:\n"
                "  --tile ROWS,COLS[,1]   as in worker/kernels.h; 1: panels\n"
                "  --repeats N            turns (15)\n"
@@ -160,7 +161,7 @@ static void parse_variant(struct wanted *w, int argc, char **argv)
                                           {NULL, 0, NULL, 0}};
     static const char *const ops[] = {"matvec", "matmul", "attention"};
     static const char *const epilogues[] = {"none", "gelu", "add", "geglu", "softcap"};
-    static const char *const classes[] = {"plain", "texel"};
+    static const char *const classes[] = {"plain", "texel", "gpu"};
     int o;
 
     optind = 0; /* begin anew */
@@ -174,7 +175,7 @@ static void parse_variant(struct wanted *w, int argc, char **argv)
         } else if (o == EPILOGUE) {
             w->epilogue = which(optarg, epilogues, 5);
         } else if (o == CLASS) {
-            w->cls = (int)which(optarg, classes, 2);
+            w->cls = (int)which(optarg, classes, 3);
         } else if (o == SPIRV) {
             w->spirv = optarg;
         } else if (o == TILE) {
@@ -329,7 +330,7 @@ static struct esp_rows place(uint64_t *at, uint32_t n_row, uint32_t width)
 }
 
 /* Rows that see all keys, one sequence. */
-static void attention_step(struct variant *v)
+static void attention_step(struct variant *v, uint32_t n_items)
 {
     const struct wanted *w = &v->want;
     const uint32_t n_block = (w->n_keys + ESP_KV_BLOCK - 1) / ESP_KV_BLOCK;
@@ -340,7 +341,11 @@ static void attention_step(struct variant *v)
     table = esp_batch_table(&v->batch, blocks, n_block);
     for (uint32_t i = 0; i < w->rows; i++)
         esp_batch_row(&v->batch, 0, w->n_keys - w->rows + i, w->n_keys, 0, 0);
-    esp_batch_tiles(&v->batch, 0, w->rows, table, esp_attn_tile_rows(w->n_head, w->n_kv));
+    esp_batch_tiles(
+        &v->batch, 0, w->rows, table,
+        esp_attn_tile_rows(v->vk, w->rows <= 8, w->n_head, w->n_kv, esp_pack_head_dim(w->head_dim)));
+    if (n_items)
+        (void)esp_batch_items(&v->batch, n_items);
     free(blocks);
 }
 
@@ -374,7 +379,8 @@ static void make(struct variant *v)
     struct esp_rows x, y;
     struct esp_rand r;
     uint64_t act = 0, kv = 1;
-    uint32_t block = 0, n_block = 0;
+    uint32_t block = 0, n_block = 0, n_items = 0,
+             extra = 0; /* scratch: of split attention, or scales of rows */
 
     esp_rand_init(&r, 1);
     open_device(v);
@@ -387,6 +393,11 @@ static void make(struct variant *v)
         kv = (uint64_t)n_block * block;
         x = place(&act, w->rows, (w->n_head + 2 * w->n_kv) * hp);
         y = place(&act, w->rows, w->n_head * hp);
+        extra = (uint32_t)act;
+        if (w->rows <= 8 && esp_attn_part_texels(v->vk, w->n_head, w->n_kv, hp)) {
+            n_items = w->rows * ((w->n_keys + ESP_SLICE - 1) / ESP_SLICE);
+            act += (uint64_t)n_items * esp_attn_part_texels(v->vk, w->n_head, w->n_kv, hp);
+        }
         buffer(&v->weights, v, ESP_BUF_DEVICE, 16, VK_FORMAT_R32G32B32A32_UINT);
         v->bytes = (double)kv * 16;
         v->flops = 4.0 * w->rows * w->n_keys * w->n_head * w->head_dim;
@@ -395,21 +406,23 @@ static void make(struct variant *v)
         x = place(&act, w->rows, w->k);
         y = place(&act, w->rows, pairs ? w->n / 2 : w->n);
         x.stride = m.kp / 4;
+        extra = (uint32_t)act;
+        act += (w->rows + 3) / 4;
     }
     v->space.n_chunk = 1;
     v->space.chunk[0] = &v->weights;
     buffer(&v->space.vec, v, ESP_BUF_DEVICE, 16, VK_FORMAT_UNDEFINED);
     buffer(&v->space.act, v, ESP_BUF_DEVICE, act * 16, VK_FORMAT_R32G32B32A32_SFLOAT);
     buffer(&v->space.kv, v, ESP_BUF_DEVICE, kv * 16, VK_FORMAT_R32G32B32A32_SFLOAT);
-    buffer(&v->space.step, v, ESP_BUF_UPLOAD, esp_batch_n_words(w->rows, 0, n_block + 1) * 4,
-           VK_FORMAT_UNDEFINED);
+    buffer(&v->space.step, v, ESP_BUF_UPLOAD,
+           esp_batch_n_words(w->rows, 0, n_block + 1 + n_items * ESP_ITEM) * 4, VK_FORMAT_UNDEFINED);
     fill(&v->space.act, v, &r);
     fill(&v->space.kv, v, &r);
     must(esp_space_bind(&v->space, &err), &err);
     esp_batch_init(&v->batch, v->space.step.map, w->rows, 0);
     esp_batch_begin(&v->batch);
     if (attention)
-        attention_step(v);
+        attention_step(v, n_items);
     else
         v->batch.count[ESP_COUNT_ROWS] = w->rows;
     must(esp_cmd_alloc(&v->cmd, v->vk, &err), &err);
@@ -417,16 +430,22 @@ static void make(struct variant *v)
     rec.cmd = v->cmd;
     instead = v->spirv ? &v->code : NULL;
     if (attention)
-        esp_op_attention(
-            &rec, y, x,
-            &(struct esp_attn_how){
-                .n_head = w->n_head, .n_kv = w->n_kv, .head_dim = hp, .block_stride = block, .q_scale = 1});
+        esp_op_attention(&rec, y, x,
+                         &(struct esp_attn_how){.n_head = w->n_head,
+                                                .n_kv = w->n_kv,
+                                                .head_dim = hp,
+                                                .block_stride = block,
+                                                .q_scale = 1,
+                                                .few = w->rows <= 8,
+                                                .whole = n_items == 0,
+                                                .parts_at = extra});
     else
         esp_op_matmul(&rec, y, x, &m,
                       &(struct esp_matmul_how){.epilogue = w->epilogue,
                                                .few = w->kernel == ESP_K_MATVEC ? w->few : 0,
                                                .count = ESP_COUNT_ROWS,
-                                               .cap = 30});
+                                               .cap = 30,
+                                               .scale_at = extra});
     instead = NULL;
     must(rec.st, &err);
     must(esp_cmd_end(v->cmd, &err), &err);

@@ -14,6 +14,7 @@
 
 #include "tests/support/chain.h"
 #include "tests/support/golden.h"
+#include "worker/stage_state.h"
 
 #define MAX_ROWS 128
 
@@ -251,13 +252,47 @@ static void test_splits(void **state)
     }
 }
 
+/* Work handed in in pieces, because the device would take too long for a layer at once: not a bit differs. */
+static void test_pieces(void **state)
+{
+    const double submit_s = vk->submit_s;
+    struct bench b = bench_open(&fixtures[0]);
+    const size_t n = (size_t)8 * b.c->text.vocab;
+    float *bits[2] = {malloc(n * sizeof **bits), malloc(n * sizeof **bits)};
+    uint32_t n_encode[2], n_prefill[2];
+
+    assert_non_null(bits[0]);
+    assert_non_null(bits[1]);
+    for (int i = 0; i < 2; i++) {
+        struct esp_chain chain;
+        int32_t tokens[8];
+        vk->submit_s =
+            i ? 1e-6 : 0; /* the smallest of these products is 20 times as much at the assumed rate */
+        whole(&chain, &b);
+        n_encode[i] = chain.stage[0]->ps.encode.n;
+        n_prefill[i] = chain.stage[0]->ps.prefill.n;
+        esp_chain_encode(&chain, 1, pixels_of(&b, "scene_a"), NULL, NULL);
+        greedy(&chain, &b, 0, tokens, 8, bits[i]);
+        esp_chain_close(&chain);
+    }
+    vk->submit_s = submit_s;
+    if (vk->cls == ESP_VK_TEXEL) { /* nobody watches over a CPU driver */
+        assert_int_equal(n_encode[1], n_encode[0]);
+    } else {
+        assert_true(n_encode[1] > n_encode[0] + 10 * b.c->vision.n_layer);
+        assert_true(n_prefill[1] > n_prefill[0] + 10 * b.c->text.n_layer);
+    }
+    assert_memory_equal(bits[1], bits[0], n * sizeof **bits);
+    free(bits[0]);
+    free(bits[1]);
+    bench_close(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_vision),
-        cmocka_unit_test(test_prefill),
-        cmocka_unit_test(test_generate),
-        cmocka_unit_test(test_splits),
+        cmocka_unit_test(test_vision), cmocka_unit_test(test_prefill), cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_splits), cmocka_unit_test(test_pieces),
     };
     struct esp_log log;
     struct esp_err err = {0};

@@ -89,9 +89,16 @@ static const struct attn_case cases[] = {
     {8, 4, 256, 40, 50, 0.5, 2, {{0, 70, 30}}},
 };
 
+/* How rows go through: as those of a prefill; as decode rows; as decode rows of a step that is too large to split. Devices
+ * that make no difference get the first one alone. */
+enum mode { MANY, FEW, WHOLE, N_MODE };
+
+static const char *const mode_names[N_MODE] = {"many", "few", "whole"};
+
 /* A case's numbers. */
 struct scene {
     const struct attn_case *c;
+    enum mode mode;
     uint32_t n_seq, n_rows, n_blocks, n_pos[MAX_SEQS];
     float *q;           /* f32[rows, N, H] of all sequences */
     float *k[MAX_SEQS]; /* f32[positions, K, H] */
@@ -111,13 +118,26 @@ static uint32_t lo_of(const struct seq *s, uint32_t pos, uint32_t window)
     return pos >= s->n_prefix && window && pos + 1 > window ? pos + 1 - window : 0;
 }
 
-static void scene_make(struct scene *s, const struct attn_case *c, uint64_t seed)
+static enum mode last_mode(const struct attn_case *c)
+{
+    return esp_attn_part_texels(esp_rig.vk, c->n_head, c->n_kv, esp_pack_head_dim(c->head_dim)) ? WHOLE
+                                                                                                : MANY;
+}
+
+static uint32_t tile_rows(const struct scene *s)
+{
+    return esp_attn_tile_rows(esp_rig.vk, s->mode != MANY, s->c->n_head, s->c->n_kv,
+                              esp_pack_head_dim(s->c->head_dim));
+}
+
+static void scene_make(struct scene *s, const struct attn_case *c, enum mode mode, uint64_t seed)
 {
     const size_t row = (size_t)c->n_kv * c->head_dim;
     struct esp_rand r;
 
     memset(s, 0, sizeof *s);
     s->c = c;
+    s->mode = mode;
     esp_rand_init(&r, seed);
     for (; s->n_seq < MAX_SEQS && c->seqs[s->n_seq].n_row; s->n_seq++) {
         const struct seq *q = &c->seqs[s->n_seq];
@@ -180,6 +200,15 @@ static void put_kv(const struct scene *s, float *block, uint32_t token, const fl
         }
 }
 
+/* As many as there are when every row is a tile. */
+static uint32_t n_items(const struct scene *s)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->n_seq; i++)
+        n += s->c->seqs[i].n_row * ((s->n_pos[i] + ESP_SLICE - 1) / ESP_SLICE);
+    return n;
+}
+
 /* Lays the scene out on the device; the batch is the caller's to fill. */
 static void scene_load(struct scene *s)
 {
@@ -187,12 +216,13 @@ static void scene_load(struct scene *s)
     const uint32_t hp = esp_pack_head_dim(c->head_dim), width = c->n_head * hp;
     const uint32_t block_texels = 2 * c->n_kv * ESP_KV_BLOCK * hp / 4;
     float *rows = esp_rig_alloc((size_t)s->n_rows * width, sizeof *rows);
+    const uint32_t max_items = s->mode == FEW ? n_items(s) : 0;
     uint32_t block = 0, before;
 
     for (size_t i = 0; i < (size_t)s->n_rows * c->n_head; i++)
         for (uint32_t h = 0; h < c->head_dim; h++)
             rows[i * hp + esp_head_place(h, c->head_dim)] = s->q[i * c->head_dim + h];
-    esp_rig_begin(s->n_rows, 0, s->n_blocks);
+    esp_rig_begin(s->n_rows, 0, s->n_blocks + max_items * ESP_ITEM);
     s->rq = esp_rig_rows(s->n_rows, width, rows);
     s->ry = esp_rig_rows(s->n_rows, width, NULL);
     before = esp_rig_kv(5, NAN);
@@ -202,7 +232,12 @@ static void scene_load(struct scene *s)
                                    .block_stride = block_texels,
                                    .q_scale = 1,
                                    .softcap = c->softcap,
-                                   .window = c->window != 0};
+                                   .window = c->window != 0,
+                                   .few = s->mode != MANY,
+                                   .whole = s->mode == WHOLE};
+    if (s->mode == FEW) /* what is left over there is no number */
+        s->how.parts_at =
+            esp_rig_rows(max_items, 4 * esp_attn_part_texels(esp_rig.vk, c->n_head, c->n_kv, hp), NULL).at;
     s->how.kv_at =
         esp_rig_kv(s->n_blocks * block_texels, 3e38f); /* what is not a position's own is left over */
     assert_int_equal(before, 0);
@@ -237,6 +272,8 @@ static void scene_batch(const struct scene *s, uint32_t per_tile)
         row0 += q->n_row;
         block += n_blocks;
     }
+    if (s->mode == FEW)
+        assert_true(esp_batch_items(&esp_rig.batch, n_items(s)));
 }
 
 /* The rows as they came back, without the padding of heads, which must be zero. */
@@ -261,7 +298,8 @@ static void scene_get(const struct scene *s, float *out)
     free(rows);
 }
 
-static bool run_case(const struct attn_case *c, uint64_t seed)
+/* bits: what the mode before gave, or NULL */
+static bool run_case(const struct attn_case *c, enum mode mode, float **bits, uint64_t seed)
 {
     const size_t width = (size_t)c->n_head * c->head_dim;
     struct scene s;
@@ -272,9 +310,9 @@ static bool run_case(const struct attn_case *c, uint64_t seed)
     double tol;
     bool ok;
 
-    scene_make(&s, c, seed);
+    scene_make(&s, c, mode, seed);
     scene_load(&s);
-    scene_batch(&s, esp_attn_tile_rows(c->n_head, c->n_kv));
+    scene_batch(&s, tile_rows(&s));
     esp_rig_run();
     y = esp_rig_alloc(s.n_rows * width, sizeof *y);
     want = esp_rig_alloc(s.n_rows * width, sizeof *want);
@@ -291,12 +329,15 @@ static bool run_case(const struct attn_case *c, uint64_t seed)
         free(span);
     }
     snprintf(what, sizeof what,
-             "case %u: heads=%u/%u head_dim=%u window=%u softcap=%g outliers=%u, %u sequences, %u rows",
-             (unsigned)(c - cases), c->n_head, c->n_kv, c->head_dim, c->window, (double)c->softcap,
-             c->outliers, s.n_seq, s.n_rows);
+             "case %u, %s: heads=%u/%u head_dim=%u window=%u softcap=%g outliers=%u, %u sequences, %u rows",
+             (unsigned)(c - cases), mode_names[mode], c->n_head, c->n_kv, c->head_dim, c->window,
+             (double)c->softcap, c->outliers, s.n_seq, s.n_rows);
     tol = tolerance(c, s.n_pos[0]);
     ok = esp_check_close(what, y, want, s.n_rows, width, tol, (c->outliers ? 60 : 10) * tol);
-    free(y);
+    if (mode == WHOLE && memcmp(y, *bits, s.n_rows * width * sizeof *y) != 0)
+        fail_msg("%s: other bits than in slices", what);
+    free(*bits);
+    *bits = y;
     free(want);
     scene_free(&s);
     return ok;
@@ -306,9 +347,39 @@ static void test_attention(void **state)
 {
     uint32_t n_bad = 0;
 
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-        n_bad += !run_case(&cases[i], 3000 + i);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        float *bits = NULL;
+        for (enum mode mode = MANY; mode <= last_mode(&cases[i]); mode++)
+            n_bad += !run_case(&cases[i], mode, &bits, 3000 + i);
+        free(bits);
+    }
     assert_int_equal(n_bad, 0);
+}
+
+static void check_bits_of_a_row(const struct attn_case *c, enum mode mode, uint64_t seed)
+{
+    const size_t n = (size_t)c->n_head * c->head_dim;
+    struct scene s;
+    float *one, *many;
+
+    scene_make(&s, c, mode, seed);
+    one = esp_rig_alloc(s.n_rows * n, sizeof *one);
+    many = esp_rig_alloc(s.n_rows * n, sizeof *many);
+    scene_load(&s);
+    scene_batch(&s, tile_rows(&s));
+    esp_rig_run();
+    scene_get(&s, many);
+    scene_batch(&s, 1);
+    esp_rig_run();
+    scene_get(&s, one);
+    esp_rig_end();
+    for (uint32_t t = 0; t < s.n_rows; t++)
+        if (memcmp(one + t * n, many + t * n, n * sizeof *one) != 0)
+            fail_msg("%u/%u heads of %u, %s: row %u has other bits in a tile of its own", c->n_head, c->n_kv,
+                     c->head_dim, mode_names[mode], t);
+    free(one);
+    free(many);
+    scene_free(&s);
 }
 
 /* Each row in a tile of its own gives the same bits as rows together: the tile's other rows do not matter. */
@@ -322,28 +393,9 @@ static void test_bits_of_a_row(void **state)
         {6, 2, 32, 0, 0, 0.15, 0, {{40, 45, 50}}},
     };
 
-    for (size_t i = 0; i < sizeof alone / sizeof alone[0]; i++) {
-        const size_t n = (size_t)alone[i].n_head * alone[i].head_dim;
-        struct scene s;
-        float *one, *many;
-        scene_make(&s, &alone[i], 3500 + i);
-        one = esp_rig_alloc(s.n_rows * n, sizeof *one);
-        many = esp_rig_alloc(s.n_rows * n, sizeof *many);
-        scene_load(&s);
-        scene_batch(&s, esp_attn_tile_rows(alone[i].n_head, alone[i].n_kv));
-        esp_rig_run();
-        scene_get(&s, many);
-        scene_batch(&s, 1);
-        esp_rig_run();
-        scene_get(&s, one);
-        esp_rig_end();
-        for (uint32_t t = 0; t < s.n_rows; t++)
-            if (memcmp(one + t * n, many + t * n, n * sizeof *one) != 0)
-                fail_msg("case %zu: row %u has other bits in a tile of its own", i, t);
-        free(one);
-        free(many);
-        scene_free(&s);
-    }
+    for (size_t i = 0; i < sizeof alone / sizeof alone[0]; i++)
+        for (enum mode mode = MANY; mode <= last_mode(&alone[i]); mode++)
+            check_bits_of_a_row(&alone[i], mode, 3500 + i);
 }
 
 int main(void)

@@ -199,8 +199,7 @@ static void expect(double *want, double *squeeze, const struct product_case *c, 
 static bool run_case(const struct product_case *c, enum esp_wtype as, uint64_t seed)
 {
     const bool pairs = c->epilogue == ESP_EPI_GEGLU;
-    const struct esp_matmul_how how = {
-        .epilogue = c->epilogue, .few = c->few, .count = ESP_COUNT_ROWS, .cap = 30};
+    struct esp_matmul_how how = {.epilogue = c->epilogue, .few = c->few, .count = ESP_COUNT_ROWS, .cap = 30};
     const uint32_t spare = 3; /* rows of x and y beyond those of the step */
     const size_t n_y = (size_t)c->rows * c->n;
     struct esp_pack_spec spec = {.n_part = 1, .want = as, .cls = esp_rig.vk->cls};
@@ -237,6 +236,7 @@ static bool run_case(const struct product_case *c, enum esp_wtype as, uint64_t s
     m = esp_rig_mat(&spec, c->parts ? c->parts : 1, 1);
     if (c->bias)
         m.bias = esp_rig_vec(bias, c->n);
+    how.scale_at = esp_rig_rows(1, c->rows, NULL).at;
     esp_rig_ready();
     esp_op_matmul(&esp_rig.rec, ry, rx, &m, &how);
     esp_rig.batch.count[ESP_COUNT_ROWS] = c->rows;

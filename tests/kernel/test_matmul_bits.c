@@ -16,7 +16,7 @@
 static void product(float *y, const struct esp_pack_spec *spec, const float *x, uint32_t rows, uint32_t n,
                     uint32_t k, uint32_t epilogue, uint32_t few, uint32_t n_part)
 {
-    const struct esp_matmul_how how = {.epilogue = epilogue, .few = few, .count = ESP_COUNT_ROWS, .cap = 30};
+    struct esp_matmul_how how = {.epilogue = epilogue, .few = few, .count = ESP_COUNT_ROWS, .cap = 30};
     struct esp_rows rx, ry;
     struct esp_mat m;
     float *zeros = esp_rig_alloc((size_t)rows * n, sizeof *zeros);
@@ -25,6 +25,7 @@ static void product(float *y, const struct esp_pack_spec *spec, const float *x, 
     rx = esp_rig_rows(rows, k, x);
     ry = esp_rig_rows(rows, n, zeros);
     m = esp_rig_mat(spec, n_part, 1);
+    how.scale_at = esp_rig_rows(1, rows, NULL).at;
     esp_rig_ready();
     esp_op_matmul(&esp_rig.rec, ry, rx, &m, &how);
     esp_rig.batch.count[ESP_COUNT_ROWS] = rows;

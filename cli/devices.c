@@ -9,20 +9,30 @@
 
 static const struct esp_command_help help = {
     .name = "devices",
-    .synopsis = "[--json]",
+    .synopsis = "[--json | --tune [--device D]]",
     .about =
         "Lists this machine's Vulkan devices, what a worker would make of each, and why some are refused.\n"
-        "It asks espalier-worker, the one program that knows Vulkan.\n",
+        "With --tune it measures anew which variants and tiles of a GPU's kernels suit a device, prints what "
+        "it found\n"
+        "and keeps the choice; workers measure the same when they first meet the device, and take the choice "
+        "at their\n"
+        "next start. It asks espalier-worker, the one program that knows Vulkan.\n",
     .examples = "  espalier devices\n"
-                "  espalier devices --json\n",
+                "  espalier devices --json\n"
+                "  espalier devices --tune\n",
 };
 
 int esp_command_devices(int argc, char **argv)
 {
-    bool json = false;
+    bool json = false, tune = false;
+    const char *device = NULL;
     struct esp_arg options[] = {
-        {"json", 0, ESP_ARG_FLAG, NULL, "A JSON array on standard output.", &json, 0, 0, false, NULL}};
-    const struct esp_arg_group groups[] = {{"Output", options, 1}, {NULL, NULL, 0}};
+        {"json", 0, ESP_ARG_FLAG, NULL, "A JSON array on standard output.", &json, 0, 0, false, NULL},
+        {"tune", 0, ESP_ARG_FLAG, NULL,
+         "Measure the variants of a device's kernels anew, and keep the choice.", &tune, 0, 0, false, NULL},
+        {"device", 'd', ESP_ARG_TEXT, "D",
+         "With --tune: its number or part of its name; default: the best one.", &device, 0, 0, false, NULL}};
+    const struct esp_arg_group groups[] = {{"Options", options, 3}, {NULL, NULL, 0}};
     struct esp_err err;
     char path[4096], **rest;
     int n_rest, r = esp_args_parse(&help, groups, argc, argv, &rest, &n_rest);
@@ -31,11 +41,18 @@ int esp_command_devices(int argc, char **argv)
         return r;
     if (n_rest > 0)
         return esp_args_bad(&help, "'%s': no such argument", rest[0]);
+    if (json && tune)
+        return esp_args_bad(&help, "--json does not go with --tune");
+    if (device && !tune)
+        return esp_args_bad(&help, "--device goes with --tune");
     if (esp_program_path(path, sizeof path, "espalier-worker", &err)) {
         fprintf(stderr, "espalier devices: %s\n", err.text);
         return ESP_EXIT_FAILED;
     }
-    execlp(path, path, "--list-devices", json ? "--json" : (char *)NULL, (char *)NULL);
+    if (tune)
+        execlp(path, path, "--tune", device ? "--device" : (char *)NULL, device, (char *)NULL);
+    else
+        execlp(path, path, "--list-devices", json ? "--json" : (char *)NULL, (char *)NULL);
     fprintf(stderr, "espalier devices: %s: %s\n", path, strerror(errno));
     return ESP_EXIT_FAILED;
 }

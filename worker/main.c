@@ -21,6 +21,7 @@
 #include "worker/packed.h"
 #include "worker/bench.h"
 #include "worker/serve.h"
+#include "worker/tune.h"
 #include "worker/vk_device.h"
 
 #define STOP_TIMEOUT_MS 1500 /* who starts us waits two seconds before it kills */
@@ -28,11 +29,12 @@
 static const char help[] =
     "Usage: espalier-worker [--model DIR] --connect ENDPOINT [options]\n"
     "       espalier-worker --list-devices [--json]\n"
+    "       espalier-worker --tune [--device D]\n"
     "       espalier-worker --bench WHAT --model MODEL [--device D] [--memory MIB]\n"
     "\n"
     "Runs the layers of a model that a coordinator places here, on one Vulkan device. Keeps dialling while "
     "the\n"
-    "coordinator is away. Logs to stderr; prints nothing to stdout but --list-devices and --help.\n"
+    "coordinator is away. Logs to stderr; prints nothing to stdout but --list-devices, --tune and --help.\n"
     "\n"
     "  --model DIR          checkpoint directory; must be the coordinator's model. Without it the weights of "
     "this "
@@ -66,6 +68,8 @@ static const char help[] =
     "  --log-level LEVEL    error, warn, info (default), debug or trace\n"
     "  --list-devices       print the Vulkan devices, usable or not and why, and exit\n"
     "  --json               with --list-devices: as JSON\n"
+    "  --tune               measure anew which variants of its kernels suit the device, print and keep that, "
+    "and exit\n"
     "  --bench WHAT         measure the device alone, print JSON and exit; WHAT is a JSON object ('espalier "
     "bench' "
     "makes it,\n"
@@ -78,7 +82,7 @@ static const char help[] =
 struct args {
     const char *model, *connect, *name, *bind, *device, *keys, *cache, *packed, *bench;
     uint64_t memory_bytes, cache_limit_bytes, packed_limit_bytes;
-    bool insecure, no_packed, die_with_parent, list, json, profile;
+    bool insecure, no_packed, die_with_parent, list, json, tune, profile;
     enum esp_log_level level;
 };
 
@@ -148,6 +152,7 @@ static int parse(struct args *a, int argc, char **argv)
         LEVEL,
         LIST,
         JSON,
+        TUNE,
         BENCH,
         HELP,
         VERSION
@@ -171,6 +176,7 @@ static int parse(struct args *a, int argc, char **argv)
         {"log-level", required_argument, NULL, LEVEL},
         {"list-devices", no_argument, NULL, LIST},
         {"json", no_argument, NULL, JSON},
+        {"tune", no_argument, NULL, TUNE},
         {"bench", required_argument, NULL, BENCH},
         {"help", no_argument, NULL, HELP},
         {"version", no_argument, NULL, VERSION},
@@ -238,6 +244,9 @@ static int parse(struct args *a, int argc, char **argv)
         case LIST:
             a->list = true;
             break;
+        case TUNE:
+            a->tune = true;
+            break;
         case JSON:
             a->json = true;
             break;
@@ -262,6 +271,8 @@ static int parse(struct args *a, int argc, char **argv)
         return -1;
     if (a->json)
         return usage("--json goes with --list-devices");
+    if (a->tune)
+        return -1;
     if (a->bench)
         return a->model ? -1 : usage("--bench needs --model");
     if (!a->connect)
@@ -452,6 +463,22 @@ done:
     return st;
 }
 
+/** --tune, to its exit status. */
+static int tune(const struct args *a, const struct esp_log *log)
+{
+    const struct esp_vk_options options = {.memory_limit_bytes = a->memory_bytes, .force_class = -1};
+    struct esp_vk *vk = NULL;
+    struct esp_err err = {0};
+    esp_status st = esp_vk_open(&vk, a->device, &options, log, &err);
+
+    if (!st)
+        st = esp_vk_tune(vk, true, stdout, &err);
+    if (st)
+        fprintf(stderr, "espalier-worker: %s\n", err.text);
+    esp_vk_close(&vk);
+    return st || fflush(stdout) != 0 ? 1 : 0;
+}
+
 int main(int argc, char **argv)
 {
     pid_t parent = getppid();
@@ -493,6 +520,8 @@ int main(int argc, char **argv)
         default_name(name);
     esp_log_init(&log, name);
     log.level = a.level;
+    if (a.tune)
+        return tune(&a, &log);
     if (a.bench) {
         const struct esp_bench_options o = {
             .model = a.model, .device = a.device, .memory_bytes = a.memory_bytes, .what = a.bench};

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "worker/tune.h"
 #include "worker/vk_compat.h"
 #include "worker/vk_pipe.h"
 
@@ -571,10 +572,10 @@ static void choice_default(struct esp_vk *vk, const struct candidate *c)
     const bool cpu = c->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
 
     vk->coop = c->coop;
-    vk->choice = (struct esp_vk_choice){.coop = c->coop.m > 0,
-                                        .coop_m = cpu ? 2 * c->coop.m : 64,
-                                        .coop_n = cpu && c->coop.n <= 16 ? 32 : 64,
+    vk->choice = (struct esp_vk_choice){.coop_m = cpu && c->coop.m ? 2 * c->coop.m : 64,
+                                        .coop_n = cpu && c->coop.m && c->coop.n <= 16 ? 32 : 64,
                                         .matvec_threads = 131072};
+    vk->choice.coop = esp_tune_tile_fits(vk, vk->choice.coop_m, vk->choice.coop_n);
 }
 
 static void report_fill(struct esp_vk *vk, const struct candidate *c, const struct esp_vk_options *opt)
@@ -653,6 +654,7 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     report_fill(vk, c, opt);
     if ((st = esp_pipes_create(&vk->pipes, vk, opt ? opt->cache_dir : NULL, err)))
         goto done;
+    (void)esp_tune_recall(vk);
     *out = vk;
     vk = NULL;
 done:

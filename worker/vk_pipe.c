@@ -189,6 +189,11 @@ void esp_pipes_destroy(struct esp_pipes **psp)
     *psp = NULL;
 }
 
+const char *esp_pipes_path(const struct esp_pipes *ps)
+{
+    return ps->path;
+}
+
 uint32_t esp_pipes_count(const struct esp_pipes *ps)
 {
     return ps->n;

@@ -29,6 +29,9 @@ void esp_pipes_save(struct esp_pipes *pipes);
 esp_status esp_pipe_get(VkPipeline *out, struct esp_vk *vk, const struct esp_kernel_code *code,
                         const uint32_t *spec, uint32_t n_spec, struct esp_err *err);
 
+/** Where the cache file is, a device and driver version in its name; "" where nothing is kept. */
+const char *esp_pipes_path(const struct esp_pipes *pipes);
+
 /** How many there are. */
 uint32_t esp_pipes_count(const struct esp_pipes *pipes);
 

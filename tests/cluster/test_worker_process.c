@@ -82,6 +82,7 @@ static void test_arguments(void **state)
         {{"--version"}, 0, "espalier-worker " ESP_VERSION},
         {{"--list-devices"}, 0, "0  Fake"},
         {{"--list-devices", "--json"}, 0, "\"name\": \"Fake\""},
+        {{"--tune"}, 0, "Fake: nothing to choose"},
         {{NULL}, 2, "--connect is missing"},
         {{"--model", MODEL}, 2, "--connect is missing"},
         {{"--cache-limit", "many"}, 2, "--cache-limit many: not a number of MiB"},

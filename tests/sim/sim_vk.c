@@ -7,6 +7,7 @@
 
 #include "tests/sim/sim_device.h"
 #include "worker/bench.h"
+#include "worker/tune.h"
 
 static const struct sim_profile *the_profile;
 static const struct esp_config *the_config;
@@ -97,6 +98,11 @@ const struct esp_vk_report *esp_vk_report(const struct esp_vk *vk)
 esp_status esp_vk_measure(struct esp_vk *vk, struct esp_err *err)
 {
     return ESP_OK; /* the profile says it all */
+}
+
+esp_status esp_vk_tune(struct esp_vk *vk, bool redo, FILE *out, struct esp_err *err)
+{
+    return ESP_OK;
 }
 
 esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err)

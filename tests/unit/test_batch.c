@@ -100,6 +100,35 @@ static void test_records(void **state)
     free(s.words);
 }
 
+/* Tiles' positions in slices of 64: all of them, or none where there is no room. */
+static void test_items(void **state)
+{
+    static const uint32_t want[4][2] = {{0, 0}, {0, 1}, {0, 2}, {1, 0}};
+    const struct esp_grids none = {0};
+    struct step s;
+    const uint32_t *item;
+
+    step_open(&s);
+    esp_batch_row(&s.b, 0, 128, 129, 100, 0);
+    esp_batch_row(&s.b, 0, 63, 64, 0, 0);
+    esp_batch_tiles(&s.b, 0, 1, 0, 1);
+    esp_batch_tiles(&s.b, 1, 1, 0, 1);
+    assert_false(esp_batch_items(&s.b, 3));
+    assert_int_equal(s.b.count[ESP_COUNT_ITEMS], 0);
+    assert_true(esp_batch_items(&s.b, 4));
+    esp_batch_seal(&s.b, &none);
+    assert_int_equal(s.words[ESP_STEP_N_TILES], 2);
+    assert_int_equal(s.b.count[ESP_COUNT_ITEMS], 4);
+    item = s.words + s.words[ESP_STEP_ITEMS];
+    for (uint32_t i = 0; i < 4; i++, item += ESP_ITEM) {
+        assert_int_equal(item[ESP_ITEM_TILE], want[i][0]);
+        assert_int_equal(item[ESP_ITEM_SLICE], want[i][1]);
+    }
+    assert_int_equal(tile_record(&s, 0)[ESP_TILE_ITEM], 0);
+    assert_int_equal(tile_record(&s, 1)[ESP_TILE_ITEM], 3);
+    free(s.words);
+}
+
 /* A tile of rows inside and outside of a window: the prefix sees everything, whichever row comes first. */
 static void test_tile_reach(void **state)
 {
@@ -234,8 +263,9 @@ static void test_grids(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_records), cmocka_unit_test(test_tile_reach),
-                                       cmocka_unit_test(test_counts),  cmocka_unit_test(test_wants),
-                                       cmocka_unit_test(test_full),    cmocka_unit_test(test_grids)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_records),    cmocka_unit_test(test_items),
+                                       cmocka_unit_test(test_tile_reach), cmocka_unit_test(test_counts),
+                                       cmocka_unit_test(test_wants),      cmocka_unit_test(test_full),
+                                       cmocka_unit_test(test_grids)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

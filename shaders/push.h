@@ -157,7 +157,8 @@ struct esp_push_attention {
     ESP_UINT n_kv;     /* K */
     ESP_FLOAT softcap; /* 0: none */
     ESP_UINT parts_at; /* scratch of split attention */
-    ESP_UINT tile0, tile_by; /* many rows: workgroup x takes tile tile0 + x * tile_by, so that one of several pieces */
+    ESP_UINT tile0,
+        tile_by; /* many rows: workgroup x takes tile tile0 + x * tile_by, so that one of several pieces */
 };
 
 struct esp_push_embed {

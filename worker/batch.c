@@ -22,6 +22,11 @@ void esp_batch_init(struct esp_batch *b, uint32_t *words, uint32_t max_rows, uin
     b->tables = b->copies + 2 * max_copies;
 }
 
+void esp_batch_mirror(struct esp_batch *b, uint32_t *device)
+{
+    b->device = device;
+}
+
 void esp_batch_begin(struct esp_batch *b)
 {
     memset(b->count, 0, sizeof b->count);
@@ -140,6 +145,11 @@ void esp_batch_counts(const struct esp_batch *b, struct esp_profile_counts *out)
     }
 }
 
+static void write_out(struct esp_batch *b, uint32_t at, uint32_t n)
+{
+    memcpy(b->device + at, b->words + at, n * sizeof *b->words);
+}
+
 void esp_batch_seal(struct esp_batch *b, const struct esp_grids *grids)
 {
     b->words[ESP_STEP_N_ROWS] = b->count[ESP_COUNT_ROWS];
@@ -151,4 +161,12 @@ void esp_batch_seal(struct esp_batch *b, const struct esp_grids *grids)
     b->words[ESP_STEP_ITEMS] = b->items;
     b->words[ESP_STEP_N_TILES] = b->count[ESP_COUNT_TILES];
     esp_grids_write(grids, b->count, b->words);
+    if (b->device) {
+        write_out(b, 0, REGIONS_AT);
+        write_out(b, b->rows, b->count[ESP_COUNT_ROWS] * ESP_ROW);
+        write_out(b, b->tiles, b->count[ESP_COUNT_TILES] * ESP_TILE);
+        write_out(b, b->wants, b->count[ESP_COUNT_WANTS] * ESP_WANT);
+        write_out(b, b->copies, b->count[ESP_COUNT_COPIES] * 2);
+        write_out(b, b->tables, b->n_table);
+    }
 }

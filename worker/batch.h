@@ -10,10 +10,11 @@
 #include "worker/ops.h"
 
 struct esp_batch {
-    uint32_t *words;                             /* the step buffer */
+    uint32_t *words;                             /* the step buffer, or what is written to it by seal */
     uint32_t rows, tiles, wants, copies, tables; /* where each region begins */
     uint32_t n_table;                            /* table words used so far, those of items too */
     uint32_t items;                              /* where they begin; 0: none */
+    uint32_t *device;                            /* NULL, or the step buffer where it is not to be read */
     uint32_t count[ESP_N_COUNT];
 };
 
@@ -22,6 +23,12 @@ size_t esp_batch_n_words(uint32_t max_rows, uint32_t max_copies, uint32_t max_ta
 
 /** Lays the regions out over `words`; once a buffer. */
 void esp_batch_init(struct esp_batch *b, uint32_t *words, uint32_t max_rows, uint32_t max_copies);
+
+/**
+ * From now on `words` are the host's own, and seal writes what is in use of them to `device`: memory that the host
+ * reaches over a bus is written in one go, and never read.
+ */
+void esp_batch_mirror(struct esp_batch *b, uint32_t *device);
 
 /** Forgets the last step. */
 void esp_batch_begin(struct esp_batch *b);

@@ -89,16 +89,20 @@ static esp_status space_create(struct esp_stage *s, struct esp_stage *former, st
         st = esp_buf_create(&s->space.kv, vk, ESP_BUF_DEVICE, at->kv_texels * 16,
                             VK_FORMAT_R32G32B32A32_SFLOAT, "KV cache", err);
     if (!st)
-        st = esp_buf_create(&s->space.step, vk, ESP_BUF_UPLOAD, step_bytes, VK_FORMAT_UNDEFINED,
-                            "step buffer", err);
+        st = esp_buf_create(&s->space.step, vk, ESP_BUF_STEP, step_bytes, VK_FORMAT_UNDEFINED, "step buffer",
+                            err);
     if (!st)
         st = esp_buf_create(&s->space.in, vk, ESP_BUF_UPLOAD, at->in_bytes, VK_FORMAT_UNDEFINED, "input rows",
                             err);
     if (!st)
         st = esp_buf_create(&s->space.out, vk, ESP_BUF_READBACK, at->out_bytes, VK_FORMAT_UNDEFINED,
                             "output rows", err);
+    if (!st && !vk->uma && !(s->step_words = calloc(1, step_bytes)))
+        st = esp_fail(err, ESP_E_NOMEM, "step buffer");
     if (!st)
-        esp_batch_init(&s->batch, s->space.step.map, rows, s->spec.max_seqs);
+        esp_batch_init(&s->batch, s->step_words ? s->step_words : s->space.step.map, rows, s->spec.max_seqs);
+    if (!st && s->step_words)
+        esp_batch_mirror(&s->batch, s->space.step.map);
     return st;
 }
 
@@ -234,6 +238,7 @@ void esp_stage_destroy(struct esp_stage **sp)
     esp_weights_finish(&s->weights);
     esp_space_finish(&s->space);
     esp_kv_destroy(&s->kv);
+    free(s->step_words);
     free(s->images);
     free(s->slots);
     free(s->vision_table);

@@ -21,9 +21,10 @@ struct esp_stage {
     struct esp_weights weights;
     struct esp_programs ps;
     struct esp_batch batch;
-    struct esp_kv *kv;             /* NULL without decoder layers */
-    uint64_t *images;              /* id of each features slot; 0: free */
-    uint32_t *vision_table;        /* 0, 1, 2, ...: SigLIP's keys lie in order */
+    uint32_t *step_words;   /* the batch's, where the step buffer lies in a device's own memory; else NULL */
+    struct esp_kv *kv;      /* NULL without decoder layers */
+    uint64_t *images;       /* id of each features slot; 0: free */
+    uint32_t *vision_table; /* 0, 1, 2, ...: SigLIP's keys lie in order */
     struct esp_kv_append *appends; /* a step's, max_seqs of them */
     uint32_t *slots;               /* features slots of one sequence's images: a slot for every N rows */
     uint64_t weight_bytes, kv_bytes, scratch_bytes;

@@ -26,7 +26,7 @@ struct candidate {
     uint64_t max_alloc_bytes;
     uint64_t memory_bytes; /* free in the device's own heap, as far as it tells */
     bool has_budget, uma;
-    uint64_t host_align; /* of host memory that a CPU driver takes for its own; 0: it takes none */
+    uint64_t host_align;   /* of host memory that a CPU driver takes for its own; 0: it takes none */
     bool has_size_control; /* VK_EXT_subgroup_size_control with both its features */
     uint32_t wave, max_lanes;
     struct esp_vk_coop coop;
@@ -125,7 +125,7 @@ static esp_status instance_create(VkInstance *out, VkDebugUtilsMessengerEXT *mes
     static const VkValidationFeatureEnableEXT sync[] = {
         VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT};
     const char *layer = "VK_LAYER_KHRONOS_validation";
-    const char *exts[3];
+    const char *exts[2];
     uint32_t n_ext = 0;
     VkApplicationInfo app = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO,
                              .pApplicationName = "espalier",
@@ -487,7 +487,7 @@ static esp_status choose(const struct candidate **out, const struct candidate *c
 static esp_status device_create(struct esp_vk *vk, const struct candidate *c, struct esp_err *err)
 {
     static const float priority = 1.0f;
-    const char *exts[3];
+    const char *exts[4];
     uint32_t n_ext = 0;
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR coop = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR,

@@ -44,6 +44,8 @@ static bool pick_kind(uint32_t *out, const struct esp_vk *vk, uint32_t bits, enu
             return pick_type(out, vk, bits, host, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT);
         return pick_type(out, vk, bits, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0) ||
                pick_type(out, vk, bits, 0, 0);
+    case ESP_BUF_STEP:
+        return pick_type(out, vk, bits, host, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT);
     case ESP_BUF_UPLOAD:
         return pick_type(out, vk, bits, host, 0);
     case ESP_BUF_READBACK:
@@ -130,6 +132,7 @@ esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_k
     VkBufferDeviceAddressInfo addr = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO};
     VkMemoryRequirements req;
     esp_status st;
+    VkResult r;
 
     memset(out, 0, sizeof *out);
     n_bytes = n_bytes ? (n_bytes + 15) & ~(VkDeviceSize)15 : 16;
@@ -158,8 +161,14 @@ esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_k
         st = esp_fail(err, ESP_E_DEVICE, "no memory type fits");
         goto done;
     }
-    if (!out->mem)
-        st = esp_vk_check(vkAllocateMemory(vk->dev, &alloc, NULL, &out->mem), "vkAllocateMemory", err);
+    if (!out->mem) {
+        r = vkAllocateMemory(vk->dev, &alloc, NULL, &out->mem);
+        /* the window through which the host reaches the device's memory is small on many machines, and may be full */
+        if (r != VK_SUCCESS && kind == ESP_BUF_STEP &&
+            pick_kind(&alloc.memoryTypeIndex, vk, req.memoryTypeBits, ESP_BUF_UPLOAD))
+            r = vkAllocateMemory(vk->dev, &alloc, NULL, &out->mem);
+        st = esp_vk_check(r, "vkAllocateMemory", err);
+    }
     if (st)
         goto done;
     st = esp_vk_check(vkBindBufferMemory(vk->dev, out->buf, out->mem, 0), "vkBindBufferMemory", err);

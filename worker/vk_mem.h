@@ -7,8 +7,9 @@
 #include "worker/vk_device.h"
 
 enum esp_buf_kind {
-    ESP_BUF_DEVICE,  /* the device's own memory; mapped where that is host memory */
-    ESP_BUF_UPLOAD,  /* host memory the device reads: mapped, coherent */
+    ESP_BUF_DEVICE, /* the device's own memory; mapped where that is host memory */
+    ESP_BUF_UPLOAD, /* host memory the device reads: mapped, coherent */
+    ESP_BUF_STEP, /* written by the host, read by every workgroup: mapped, the device's own memory if the host reaches it */
     ESP_BUF_READBACK /* host memory the device writes: mapped, coherent, cached where there is such */
 };
 

@@ -129,6 +129,43 @@ static void test_items(void **state)
     free(s.words);
 }
 
+/* A device's own memory gets what the step uses, and nothing else is written there. */
+static void test_mirror(void **state)
+{
+    static const uint32_t table[2] = {7, 2};
+    static const struct esp_want want = {.row = 0, .k = 5};
+    const struct esp_grids none = {0};
+    uint32_t *device, at, n_written = 0;
+    struct step s;
+
+    step_open(&s);
+    device = malloc(s.n * sizeof *device);
+    assert_non_null(device);
+    memset(device, 0xee, s.n * sizeof *device);
+    esp_batch_mirror(&s.b, device);
+    esp_batch_begin(&s.b);
+    at = esp_batch_table(&s.b, table, 2);
+    esp_batch_row(&s.b, 3, 40, 41, 0, 8);
+    esp_batch_tiles(&s.b, 0, 1, at, 1);
+    assert_true(esp_batch_items(&s.b, 1));
+    esp_batch_copy(&s.b, 4, 6);
+    esp_batch_wants(&s.b, &want, 1);
+    assert_int_equal(device[0], UNTOUCHED); /* not before it is sealed */
+    esp_batch_seal(&s.b, &none);
+    assert_memory_equal(device, s.words, ESP_STEP_GRIDS * sizeof *device);
+    assert_memory_equal(device + s.b.rows, s.words + s.b.rows, ESP_ROW * sizeof *device);
+    assert_memory_equal(device + s.b.tiles, s.words + s.b.tiles, ESP_TILE * sizeof *device);
+    assert_memory_equal(device + s.b.wants, s.words + s.b.wants, ESP_WANT * sizeof *device);
+    assert_memory_equal(device + s.b.copies, s.words + s.b.copies, 2 * sizeof *device);
+    assert_memory_equal(device + at, table, sizeof table);
+    assert_memory_equal(device + s.b.items, s.words + s.b.items, ESP_ITEM * sizeof *device);
+    for (size_t i = s.b.rows; i < s.n; i++)
+        n_written += device[i] != UNTOUCHED;
+    assert_true(n_written <= ESP_ROW + ESP_TILE + ESP_WANT + 2 + 2 + ESP_ITEM);
+    free(device);
+    free(s.words);
+}
+
 /* A tile of rows inside and outside of a window: the prefix sees everything, whichever row comes first. */
 static void test_tile_reach(void **state)
 {
@@ -263,9 +300,9 @@ static void test_grids(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_records),    cmocka_unit_test(test_items),
-                                       cmocka_unit_test(test_tile_reach), cmocka_unit_test(test_counts),
-                                       cmocka_unit_test(test_wants),      cmocka_unit_test(test_full),
-                                       cmocka_unit_test(test_grids)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_records), cmocka_unit_test(test_items),
+                                       cmocka_unit_test(test_mirror),  cmocka_unit_test(test_tile_reach),
+                                       cmocka_unit_test(test_counts),  cmocka_unit_test(test_wants),
+                                       cmocka_unit_test(test_full),    cmocka_unit_test(test_grids)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

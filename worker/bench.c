@@ -623,6 +623,20 @@ static esp_status print_results(struct bench *b, const char *model, const struct
     return print_line(b->out, o, ok, err);
 }
 
+/* Measured again: on a machine that has other work too the better of two says more of the device. What was measured
+ * first stands where there is no room any more. */
+static void ceilings_again(struct bench *b)
+{
+    struct esp_ceilings c;
+
+    if (esp_vk_ceilings(&c, b->vk, NULL) != ESP_OK)
+        return;
+    if (c.read_rate > b->ceilings.read_rate)
+        b->ceilings.read_rate = c.read_rate;
+    if (c.flop_rate > b->ceilings.flop_rate)
+        b->ceilings.flop_rate = c.flop_rate;
+}
+
 esp_status esp_bench_run(const struct esp_bench_options *options, FILE *out, const struct esp_log *log,
                          struct esp_err *err)
 {
@@ -660,6 +674,8 @@ esp_status esp_bench_run(const struct esp_bench_options *options, FILE *out, con
         if (!st)
             st = run_phases(&b, true, err);
     }
+    if (!st && !(st = tell(&b, "measuring what the device can do", 0, 0, err)))
+        ceilings_again(&b);
     if (!st)
         st = print_results(&b, options->model, &info, err);
 done:

@@ -295,11 +295,45 @@ static void test_bad(void **state)
     }
 }
 
+/* What a worker is told to run is checked before anything is opened. */
+static void test_bad_what(void **state)
+{
+    static const struct {
+        const char *what, *says;
+    } cases[] = {
+        {"", "takes a JSON object"},
+        {"[]", "takes a JSON object"},
+        {"{\"batch\": [1], \"batch\": [2]}", "takes a JSON object"},
+        {"{\"walk\": true}", "walk: no such field"},
+        {"{\"encode\": 1}", "encode: takes true or false"},
+        {"{\"batch\": 1}", "batch: takes a list"},
+        {"{\"batch\": [0]}", "batch: takes a list"},
+        {"{\"batch\": [257]}", "batch: takes a list"},
+        {"{\"batch\": [1.5]}", "batch: takes a list"},
+        {"{\"batch\": [1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]}", "batch: takes a list"},
+        {"{\"layers\": [1]}", "layers: takes two numbers"},
+        {"{\"layers\": [0, 1]}", "layers: takes two numbers"},
+        {"{\"layers\": [9, 1]}", "layers of a model with"},
+        {"{\"prompt\": 0}", "prompt: takes 1 to 32768"},
+        {"{\"repeats\": -1}", "repeats: takes 1 to 1000"},
+        {"{\"steps\": 18446744073709551616}", "takes a JSON object"},
+        {"{\"encode\": false, \"prefill\": false, \"batch\": []}", "nothing to run"},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct child c;
+
+        child_run(&c, WORKER, (const char *[]){"--bench", cases[i].what, "--model", "shape:toy", NULL});
+        child_expect(&c, cases[i].what, 1, cases[i].says, NULL);
+        child_finish(&c);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_device),  cmocka_unit_test(test_part), cmocka_unit_test(test_model),
-        cmocka_unit_test(test_cluster), cmocka_unit_test(test_bad),
+        cmocka_unit_test(test_cluster), cmocka_unit_test(test_bad),  cmocka_unit_test(test_bad_what),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

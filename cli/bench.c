@@ -96,6 +96,7 @@ static int check(struct esp_bench *b)
     static const uint32_t usual[] = {1, 2, 4, 8, 16};
     const char *bad = NULL;
     struct esp_err err;
+    enum esp_wtype weights;
     int r;
 
     if (!take_phases(b, &bad))
@@ -112,6 +113,9 @@ static int check(struct esp_bench *b)
     }
     if (b->batch.n > 16)
         return esp_args_bad(&help, "--batch: at most 16 numbers");
+    if (b->ask.where.weights && !esp_wtype_parse(&weights, b->ask.where.weights))
+        return esp_args_bad(&help, "--weights: '%s', takes stored, bf16, f16, f32, q8 or q4",
+                            b->ask.where.weights);
     if ((r = settle_model(b)) != ESP_ARGS_GO_ON)
         return r;
     if (b->plot && esp_ask_check_writable(b->plot, &err)) {

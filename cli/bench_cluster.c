@@ -443,6 +443,7 @@ static esp_status hand_over(json_t **out, struct cluster *c, struct esp_err *err
     for (size_t i = 0; i < 4; i++)
         SET(request, keys[i], stats_of(c->request[i]));
     SET(o, "model", json_string(w->connect ? w->connect : w->model));
+    SET(o, "weights", w->connect ? json_null() : json_string(w->weights ? w->weights : "stored"));
     SET(o, "image_tokens", json_integer(c->image_tokens));
     SET(o, "prefix", json_integer(c->prefix));
     SET(o, "load", c->load > 0 ? esp_json_number(c->load) : json_null());

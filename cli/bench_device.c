@@ -28,6 +28,8 @@ static char *what_of(const struct esp_bench *b)
     SET(o, "repeats", json_integer(b->repeats));
     SET(o, "warm_up", json_integer(b->warm_up));
     SET(o, "steps", json_integer(b->steps));
+    if (b->ask.where.weights)
+        SET(o, "weights", json_string(b->ask.where.weights));
     if (b->n_layers[0])
         SET(o, "layers", json_pack("[i,i]", (int)b->n_layers[0], (int)b->n_layers[1]));
     text = ok ? json_dumps(o, JSON_COMPACT) : NULL;

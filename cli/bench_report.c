@@ -199,8 +199,9 @@ esp_status esp_bench_print_cluster(const json_t *r, struct esp_err *err)
     const json_t *request = json_object_get(r, "request");
     size_t i;
 
-    printf("%s, picture of %.0f tokens, prefix of %.0f", text(r, "model"), number(r, "image_tokens"),
-           number(r, "prefix"));
+    printf("%s, %s weights, picture of %.0f tokens, prefix of %.0f", text(r, "model"),
+           json_is_string(json_object_get(r, "weights")) ? text(r, "weights") : "its own",
+           number(r, "image_tokens"), number(r, "prefix"));
     if (number(r, "load") > 0)
         printf("; ready after %s", esp_figure_seconds(number(r, "load")).s);
     printf("\n\n%-24s  %9s  %-21s\n", "one request alone", "median", "quartiles");

@@ -27,6 +27,7 @@ struct what {
     bool encode, prefill, profile;
     uint32_t n_batch, batch[MAX_BATCHES];
     uint32_t layers[2]; /* 0: all */
+    enum esp_wtype weights;
     uint32_t prompt, repeats, warm_up, steps;
 };
 
@@ -99,6 +100,9 @@ static esp_status what_take(struct what *w, const char *key, const json_t *v, st
     } else if (strcmp(key, "batch") == 0) {
         if (!numbers(w->batch, &w->n_batch, v, MAX_BATCHES, 1, 256))
             return bad_what(err, key, "a list of at most 16 numbers of 1 to 256");
+    } else if (strcmp(key, "weights") == 0) {
+        if (!json_is_string(v) || !esp_wtype_parse(&w->weights, json_string_value(v)))
+            return bad_what(err, key, "stored, bf16, f16, f32, q8 or q4");
     } else if (strcmp(key, "layers") == 0) {
         if (!numbers(w->layers, &n, v, 2, 1, ESP_MAX_LAYERS) || n != 2)
             return bad_what(err, key, "two numbers, of encoder and decoder layers, each at least 1");
@@ -518,6 +522,7 @@ static void spec_make(struct bench *b)
     b->spec = (struct esp_stage_spec){.enc_hi = enc ? b->c->vision.n_layer : 0,
                                       .patch = enc,
                                       .projector = enc,
+                                      .weights = b->what.weights,
                                       .dec_hi = dec ? b->c->text.n_layer : 0,
                                       .embed = dec,
                                       .head = dec};

@@ -17,7 +17,8 @@ struct esp_bench_options {
      * What to run, a JSON object; what is left out has the value given here.
      *   encode, prefill (true)    whether to
      *   batch ([1, 2, 4, 8, 16])  sequences that decode at once, each 1 to 256; [] for no decoding
-     *   layers (all)              [encoder, decoder]: the first so many
+     *   weights ("stored")        what matrices are held as: as esp_wtype_name
+ *   layers (all)              [encoder, decoder]: the first so many
      *   prompt (4)                tokens behind the picture's, 1 to 32768
      *   repeats (5), warm_up (1)  of encode and prefill, 1 to 1000 and 0 to 100
      *   steps (32)                of decoding for each batch, 1 to 10000; warm_up + 1 more come first

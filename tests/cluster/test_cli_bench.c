@@ -201,6 +201,35 @@ static void test_model(void **state)
     child_finish(&c);
 }
 
+/* Quantised: a block of 32 weights is 32 or 16 bytes and two of a scale; what must be read is counted as it is packed. */
+static void test_weights(void **state)
+{
+    static const struct {
+        const char *type;
+        double bytes; /* a weight */
+    } cases[] = {{"q8", 34.0 / 32}, {"q4", 18.0 / 32}};
+
+    for (size_t i = 0; i < 2; i++) {
+        const double ctx = TOKENS + PROMPT + 2 + 0.5 * (STEPS + 1);
+        struct child c;
+        json_t *o;
+        const json_t *r;
+
+        child_run(&c, ESPALIER,
+                  (const char *[]){"bench", "--shape", "toy", "--weights", cases[i].type, "--phases",
+                                   "decode", "--prompt", "5", "--batch", "1", "--steps", "6", "--json",
+                                   NULL});
+        child_expect(&c, cases[i].type, 0, NULL, NULL);
+        o = parse(&c);
+        r = json_array_get(at(o, "devices"), 0);
+        assert_string_equal(json_string_value(at(r, "weights")), cases[i].type);
+        close_to(number(json_array_get(at(r, "phases"), 0), "bytes"),
+                 cases[i].bytes * (LAYERS * PRODUCTS + TABLE) + LAYERS * KV_FLOATS * 4.0 * ctx, "bytes");
+        json_decref(o);
+        child_finish(&c);
+    }
+}
+
 /* Two workers: what comes over the wire is counted to the byte, headers included. */
 static void test_cluster(void **state)
 {
@@ -268,6 +297,7 @@ static void test_bad(void **state)
          "of a model with",
          1},
         {"batch", {"bench", "--batch", "0"}, "--batch", 2},
+        {"weights", {"bench", "--weights", "q5"}, "--weights: 'q5', takes stored", 2},
         {"two models", {"bench", "--shape", "toy", "--model", "x"}, "give one", 2},
         {"profile",
          {"bench", "--shape", "toy", "--workers", "2", "--profile"},
@@ -314,6 +344,7 @@ static void test_bad_what(void **state)
         {"{\"layers\": [1]}", "layers: takes two numbers"},
         {"{\"layers\": [0, 1]}", "layers: takes two numbers"},
         {"{\"layers\": [9, 1]}", "layers of a model with"},
+        {"{\"weights\": \"q5\"}", "weights: takes stored"},
         {"{\"prompt\": 0}", "prompt: takes 1 to 32768"},
         {"{\"repeats\": -1}", "repeats: takes 1 to 1000"},
         {"{\"steps\": 18446744073709551616}", "takes a JSON object"},
@@ -332,8 +363,9 @@ static void test_bad_what(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_device),  cmocka_unit_test(test_part), cmocka_unit_test(test_model),
-        cmocka_unit_test(test_cluster), cmocka_unit_test(test_bad),  cmocka_unit_test(test_bad_what),
+        cmocka_unit_test(test_device),   cmocka_unit_test(test_part),    cmocka_unit_test(test_model),
+        cmocka_unit_test(test_weights),  cmocka_unit_test(test_cluster), cmocka_unit_test(test_bad),
+        cmocka_unit_test(test_bad_what),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

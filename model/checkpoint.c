@@ -217,9 +217,9 @@ static esp_status bind_quantised(struct esp_checkpoint *ck, const struct esp_ten
         }
     }
     return esp_fail(err, ESP_E_FORMAT,
-                    "%s: tensor %s: shape %s of bytes, expected %s (q8) or [.., %llu] (q4) by config.json", t->file,
-                    t->name, esp_shape_text(found, t->shape, t->n_dim), esp_shape_text(wanted, of_type[0], 2),
-                    (unsigned long long)of_type[1][1]);
+                    "%s: tensor %s: shape %s of bytes, expected %s (q8) or [.., %llu] (q4) by config.json",
+                    t->file, t->name, esp_shape_text(found, t->shape, t->n_dim),
+                    esp_shape_text(wanted, of_type[0], 2), (unsigned long long)of_type[1][1]);
 }
 
 /* Whether the files say that bytes in them are quantised rows, of a layout that we know; room for what they are. */

@@ -88,7 +88,8 @@ struct esp_vk {
     struct esp_vk_choice choice;
     struct esp_vk_report report;
     struct esp_pipes *pipes;
-    struct esp_packed *packed; /* its owner's: matrices that were packed before (worker/packed.h); NULL: none */
+    struct esp_packed
+        *packed; /* its owner's: matrices that were packed before (worker/packed.h); NULL: none */
     volatile uint32_t n_validation; /* messages of the validation layer so far */
 };
 

@@ -37,11 +37,13 @@ fi
 # Each stage draws scenes of its own: the numbers after the names are the first ones.
 # shellcheck disable=SC2086 # the options are meant to be split
 {
-    stage vision 0 ${VISION:---batch 64 --lr 2e-3 --steps 1616 --decay 1}
+    stage vision 0 ${VISION:---batch 64 --lr 2e-3 --steps 2400 --decay 1}
     stage packed 1000000 --init "$work/vision.pt" --tokenizer "$work/tokenizer.model" --codec "$work/vae-oid.npz" \
-        ${PACKED:---batch 32 --lr 1e-3 --warmup 60 --dense 0.1 --tower 0.6 --steps 1500 --decay 600}
+        --places 6 --weights 1,2,2,1,2 \
+        ${PACKED:---batch 40 --lr 1e-3 --warmup 60 --dense 0.12 --tower 0.8 --steps 2400 --decay 1000}
     stage exact 2000000 --init "$work/packed.pt" --tokenizer "$work/tokenizer.model" --codec "$work/vae-oid.npz" \
-        ${EXACT:---batch 16 --pairs 8 --lr 4e-4 --warmup 20 --dense 0.1 --tower 0.7 --sigma 10 --steps 560 --decay 540 --round 60}
+        --places 6 --weights 1,2,2,1,2 --sigma 10 --round 60 \
+        ${EXACT:---batch 16 --pairs 8 --lr 3e-4 --warmup 20 --dense 0.1 --tower 0.7 --steps 420 --decay 405}
 }
 "$python" "$here/export.py" --state "$work/exact.pt" --tokenizer "$work/tokenizer.model" \
     --codec "$work/vae-oid.npz" --out "$out"

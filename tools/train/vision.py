@@ -3,6 +3,9 @@
 Nothing of it is exported. It makes the features linear in what the decoder is later asked for (what is where, its exact
 box, its mask, the letters), from 64 labelled patches a picture instead of a few answers.
 
+Boxes are asked for twice: as numbers, and as cosines of each coordinate, as a location's logits are sums of cosines. With
+numbers alone the decoder has to turn one into the other, which it learns slowly.
+
 Per patch: what covers it; the object that covers most of it (kind, box, mask); the object whose middle lies in it (one
 such patch per object: what counting and listing need); the background; letters in three upright strips, and their place
 in the word.
@@ -17,19 +20,21 @@ GLYPHS = 37  # none, A-Z, 0-9
 PLACES = 6  # none, first to fifth or later letter
 UNIT = 4.0  # boxes are predicted in quarters of the picture, from the patch's middle
 MASK = 16  # side of the mask within the box
+WAVES = 8  # cosines of a box's coordinates that a row must hold: what a location's logits are made of (model.py)
 
 # name -> outputs of the linear layer
 HEADS = {
     "cover": 3, "any": 49, "background": COLOURS, "glyph": 3 * GLYPHS, "place": 3 * PLACES, "text_box": 4, "middle": 1,
     "shape": SHAPES, "colour": COLOURS, "pattern": PATTERNS, "size": SIZES, "box": 4, "own": 49, "mask": MASK * MASK,
-    "rank": MAX_OBJECTS,
+    "rank": MAX_OBJECTS, "code": 4 * WAVES,
     "m_shape": SHAPES, "m_colour": COLOURS, "m_pattern": PATTERNS, "m_size": SIZES, "m_box": 4, "m_rank": MAX_OBJECTS,
+    "m_code": 4 * WAVES,
 }
 WEIGHTS = {"box": 3.0, "m_box": 3.0, "giou": 1.0, "mask": 2.0, "own": 1.0, "any": 1.0, "glyph": 2.0, "background": 0.3,
-           "rank": 0.3, "m_rank": 0.3, "text_box": 1.0, "middle": 2.0}
+           "rank": 0.3, "m_rank": 0.3, "text_box": 1.0, "middle": 2.0, "code": 6.0, "m_code": 6.0}
 ALL = ("cover", "any", "background", "glyph", "place", "middle")
-OBJECT = ("shape", "colour", "pattern", "size", "box", "own", "mask", "rank")
-MIDDLE = ("m_shape", "m_colour", "m_pattern", "m_size", "m_box", "m_rank")
+OBJECT = ("shape", "colour", "pattern", "size", "box", "own", "mask", "rank", "code")
+MIDDLE = ("m_shape", "m_colour", "m_pattern", "m_size", "m_box", "m_rank", "m_code")
 
 
 def init_heads(width, seed):
@@ -111,6 +116,8 @@ def targets(scenes, patch):
             t[prefix + name] = kinds[p, which, c]
         t[prefix + "box"] = (boxes[p, which] - centre[sel]) * UNIT
         t[prefix + "rank"] = ranks[p, which]
+        waves = torch.pi * torch.arange(1, WAVES + 1)
+        t[prefix + "code"] = torch.cos(boxes[p, which][:, :, None] * waves).flatten(1)
 
     sel = t["object_rows"]
     of_objects(sel, main[sel], "")
@@ -208,6 +215,7 @@ def loss_of(features, heads, t):
         add(prefix + "box", F.smooth_l1_loss(a, b, beta=0.02))
         g, iou = giou(a, b)
         add(prefix + "giou", 1 - g.mean(), WEIGHTS["giou"])
+        add(prefix + "code", F.smooth_l1_loss(out[prefix + "code"], t[prefix + "code"], beta=0.1))
         log[prefix + "iou"] = float(iou.detach().mean())
     if len(t["object_rows"]):
         add("own", F.binary_cross_entropy_with_logits(out["own"], t["own"]))

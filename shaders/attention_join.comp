@@ -22,7 +22,8 @@ void main()
         vec4 acc = vec4(0.0);
         float m = LOWEST, l = 0.0;
         for (uint i = t.lo / ESP_SLICE; i * ESP_SLICE < t.hi; i++) {
-            const uint at = part_at(item + i, gl_WorkGroupID.y, r);
+            // not past the last: CPU drivers look once more before they leave the loop
+            const uint at = part_at(item + min(i, (t.hi - 1) / ESP_SLICE), gl_WorkGroupID.y, r);
             const vec4 ml = ACT_LOAD(at + H4);
             const Merge by = merge(m, l, ml.x, ml.y);
             acc = merged(by, acc, ACT_LOAD(at + quad));

@@ -312,12 +312,12 @@ static esp_status add_decode(struct cluster *c, const struct run *run, struct es
 }
 
 /* What one session's decoding steps were made of: stages, and the rest, which is hops. */
-static esp_status add_hop(struct cluster *c, const struct run *run, const struct esp_reply *reply,
-                          struct esp_err *err)
+static esp_status add_hop(struct cluster *c, const struct esp_reply *reply, struct esp_err *err)
 {
     const struct esp_msg_done *d = &reply->done->done;
     const struct esp_msg_accepted *a = &reply->accepted->accepted;
-    const double n = d->decode_steps, span = run->s[0].at[run->s[0].n - 1] - run->s[0].at[0];
+    /* by the coordinator's clock, from the first result to the last: a client that is late to look adds nothing */
+    const double n = d->decode_steps, span = d->decode;
     double compute = 0, queue = 0, hops = 1;
     bool ok = true;
 
@@ -372,7 +372,7 @@ static esp_status measure_decode(struct cluster *c, uint32_t n, struct esp_err *
     if (!st)
         st = add_decode(c, &run, err);
     if (!st && n == 1 && !c->hop)
-        st = add_hop(c, &run, &reply, err);
+        st = add_hop(c, &reply, err);
     if (n == 1)
         esp_reply_finish(&reply);
     run_finish(&run);

@@ -131,7 +131,7 @@ static void test_refused(void **state)
     start_honest(&honest);
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         const char *as_client[] = {"cluster", "status", "--connect", at,  "--timeout",
-                                   "2",       "--keys", NULL,        NULL};
+                                   "5",       "--keys", NULL,        NULL};
         const char *as_worker[] = {"--model", TINY, "--connect", at, "--keys", NULL, NULL};
         struct child c;
 
@@ -159,7 +159,7 @@ static void test_data_socket(void **state)
 
     curve_wait_for(&worker[0], "joined ");
     assert_int_equal(sscanf(strstr(ERR(&worker[0]), " data="), " data=%127s", data), 1);
-    child_run(&c, ESPALIER, (const char *[]){"cluster", "status", "--connect", data, "--timeout", "2", NULL});
+    child_run(&c, ESPALIER, (const char *[]){"cluster", "status", "--connect", data, "--timeout", "5", NULL});
     child_expect(&c, "no key", 1, "nothing answers there", NULL);
     child_finish(&c);
     curve_wait_for(&worker[0], "connection refused address=127.0.0.1 why=\"it has no keys, or broke off");

@@ -3,22 +3,7 @@
 #include <assert.h>
 #include <sodium.h>
 
-static void update(crypto_generichash_state *h, const void *data, size_t n_bytes)
-{
-    int rc = crypto_generichash_update(h, data, n_bytes); /* fails for a finished state alone */
-
-    assert(rc == 0);
-    (void)rc;
-}
-
-static void update_u64(crypto_generichash_state *h, uint64_t v)
-{
-    unsigned char b[8];
-
-    for (int i = 0; i < 8; i++)
-        b[i] = (unsigned char)(v >> 8 * i);
-    update(h, b, sizeof b);
-}
+#include "model/hash.h"
 
 void esp_content_chunk(uint8_t out[ESP_CONTENT_BYTES], const void *data, size_t n_bytes)
 {
@@ -34,9 +19,9 @@ void esp_content_tensor(uint8_t out[ESP_CONTENT_BYTES], uint64_t n_bytes, uint32
     int rc = crypto_generichash_init(&h, NULL, 0, ESP_CONTENT_BYTES);
 
     assert(rc == 0);
-    update_u64(&h, n_bytes);
-    update_u64(&h, chunk_bytes);
-    update(&h, hashes, n_chunk * ESP_CONTENT_BYTES);
+    esp_hash_u64(&h, n_bytes);
+    esp_hash_u64(&h, chunk_bytes);
+    esp_hash(&h, hashes, n_chunk * ESP_CONTENT_BYTES);
     rc = crypto_generichash_final(&h, out, ESP_CONTENT_BYTES);
     assert(rc == 0);
     (void)rc;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "model/checkpoint.h"
+#include "model/hash.h"
 #include "model/roles.h"
 
 #define EDGE_BYTES  4096u
@@ -16,28 +17,12 @@
 #define BLOCK_BYTES 256u
 #define WHOLE_BYTES (2 * EDGE_BYTES + N_BLOCK * BLOCK_BYTES)
 
-static void hash(crypto_generichash_state *h, const void *data, size_t n_bytes)
-{
-    int rc = crypto_generichash_update(h, data, n_bytes); /* fails for a finished state alone */
-    assert(rc == 0);
-    (void)rc;
-}
-
-static void hash_u64(crypto_generichash_state *h, uint64_t v)
-{
-    unsigned char b[8];
-
-    for (int i = 0; i < 8; i++)
-        b[i] = (unsigned char)(v >> 8 * i);
-    hash(h, b, sizeof b);
-}
-
 static void hash_f32(crypto_generichash_state *h, float v)
 {
     uint32_t bits;
 
     memcpy(&bits, &v, sizeof bits);
-    hash_u64(h, bits);
+    esp_hash_u64(h, bits);
 }
 
 static void hash_config(crypto_generichash_state *h, const struct esp_config *c)
@@ -52,11 +37,11 @@ static void hash_config(crypto_generichash_state *h, const struct esp_config *c)
                           t->query_scale, t->attn_softcap, t->final_softcap};
 
     for (size_t i = 0; i < sizeof whole / sizeof whole[0]; i++)
-        hash_u64(h, whole[i]);
+        esp_hash_u64(h, whole[i]);
     for (size_t i = 0; i < sizeof real / sizeof real[0]; i++)
         hash_f32(h, real[i]);
     for (uint32_t i = 0; i < t->n_layer; i++)
-        hash_u64(h, t->sliding[i]);
+        esp_hash_u64(h, t->sliding[i]);
 }
 
 static void hash_tensor(crypto_generichash_state *h, const struct esp_tensor *t, enum esp_role role,
@@ -65,22 +50,22 @@ static void hash_tensor(crypto_generichash_state *h, const struct esp_tensor *t,
     const unsigned char *p = t->data;
     size_t n = t->n_bytes;
 
-    hash_u64(h, (uint64_t)role);
-    hash_u64(h, layer);
-    hash_u64(h, (uint64_t)t->dtype);
-    hash_u64(h, t->n_dim);
+    esp_hash_u64(h, (uint64_t)role);
+    esp_hash_u64(h, layer);
+    esp_hash_u64(h, (uint64_t)t->dtype);
+    esp_hash_u64(h, t->n_dim);
     for (uint32_t i = 0; i < t->n_dim; i++)
-        hash_u64(h, t->shape[i]);
+        esp_hash_u64(h, t->shape[i]);
     if (n <= WHOLE_BYTES) {
-        hash(h, p, n);
+        esp_hash(h, p, n);
         return;
     }
-    hash(h, p, EDGE_BYTES);
+    esp_hash(h, p, EDGE_BYTES);
     for (size_t i = 0; i < N_BLOCK; i++) { /* evenly, from behind the first edge to before the last */
         size_t room = n - 2 * EDGE_BYTES - BLOCK_BYTES;
-        hash(h, p + EDGE_BYTES + room / (N_BLOCK - 1) * i, BLOCK_BYTES);
+        esp_hash(h, p + EDGE_BYTES + room / (N_BLOCK - 1) * i, BLOCK_BYTES);
     }
-    hash(h, p + n - EDGE_BYTES, EDGE_BYTES);
+    esp_hash(h, p + n - EDGE_BYTES, EDGE_BYTES);
 }
 
 void esp_checkpoint_fingerprint(const struct esp_checkpoint *ck, uint8_t out[ESP_FINGERPRINT_BYTES])
@@ -92,7 +77,7 @@ void esp_checkpoint_fingerprint(const struct esp_checkpoint *ck, uint8_t out[ESP
 
     rc = crypto_generichash_init(&h, NULL, 0, ESP_FINGERPRINT_BYTES); /* fails for bad lengths alone */
     assert(rc == 0);
-    hash(&h, domain, sizeof domain);
+    esp_hash(&h, domain, sizeof domain);
     hash_config(&h, config);
     for (int role = 0; role < ESP_N_ROLE; role++) {
         for (uint32_t i = 0; i < esp_role_count(config, (enum esp_role)role); i++)

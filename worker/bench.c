@@ -4,12 +4,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "model/shape.h"
 #include "shaders/push.h"
 #include "worker/bench_work.h"
 #include "worker/ceiling.h"
+#include "worker/clock.h"
 #include "worker/kv.h"
 #include "worker/piece.h"
 #include "worker/profile.h"
@@ -50,14 +50,6 @@ struct bench {
     struct esp_ceilings ceilings;
     json_t *phases;
 };
-
-static double seconds(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
 
 /* ---- what to run ---- */
 
@@ -287,7 +279,7 @@ static esp_status run_prefill(struct bench *b, uint64_t *seq, struct esp_err *er
 /* One repeat, timed. */
 static esp_status run_once(struct bench *b, struct phase *p, double *taken, struct esp_err *err)
 {
-    double t0 = seconds();
+    double t0 = esp_now_seconds();
     uint64_t seq = 0;
     esp_status st;
 
@@ -303,7 +295,7 @@ static esp_status run_once(struct bench *b, struct phase *p, double *taken, stru
         p->pos++;
         break;
     }
-    *taken = seconds() - t0;
+    *taken = esp_now_seconds() - t0;
     if (p->kind == ESP_BENCH_PREFILL)
         forget(b, &seq, 1);
     return st;
@@ -367,7 +359,7 @@ static esp_status repeat(struct bench *b, struct phase *p, uint32_t n_warm, uint
                          json_t *times, struct esp_err *err)
 {
     char title[64];
-    double told = seconds(), taken;
+    double told = esp_now_seconds(), taken;
     esp_status st = ESP_OK;
 
     phase_title(title, p, more);
@@ -377,8 +369,8 @@ static esp_status repeat(struct bench *b, struct phase *p, uint32_t n_warm, uint
             st = esp_fail(err, ESP_E_NOMEM, "results");
         if (!st && i + 1 == n_warm) /* what warms up is nobody's kernel */
             esp_profile_clear(esp_stage_profile(b->stage));
-        if (!st && seconds() - told > 0.5) {
-            told = seconds();
+        if (!st && esp_now_seconds() - told > 0.5) {
+            told = esp_now_seconds();
             st = tell(b, title, i + 1, n_warm + n, err);
         }
     }
@@ -542,7 +534,7 @@ static esp_status stage_open(struct bench *b, struct esp_err *err)
                                            .payload = ESP_PAYLOAD_FEATURES,
                                            .rows = b->c->vision.n_token,
                                            .width = b->c->text.width};
-    const double t0 = seconds();
+    const double t0 = esp_now_seconds();
     struct esp_stage_info_out info;
     esp_status st = esp_stage_create(&b->stage, b->shelf, &b->spec, NULL, on_load, b, err);
 
@@ -550,7 +542,7 @@ static esp_status stage_open(struct bench *b, struct esp_err *err)
         return st;
     esp_stage_info(b->stage, &info);
     if (info.loaded_bytes > 0) {
-        b->load_seconds = seconds() - t0;
+        b->load_seconds = esp_now_seconds() - t0;
         b->load_bytes = info.loaded_bytes;
     }
     return decodes(b) ? esp_stage_store(b->stage, &picture, b->features, err) : ESP_OK;

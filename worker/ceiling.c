@@ -1,12 +1,12 @@
 #include "worker/ceiling.h"
 
 #include <string.h>
-#include <time.h>
 
 #include "esp_spv_ceiling_fma_plain.h"
 #include "esp_spv_ceiling_fma_texel.h"
 #include "esp_spv_ceiling_read_plain.h"
 #include "esp_spv_ceiling_read_texel.h"
+#include "worker/clock.h"
 #include "worker/ops.h"
 #include "worker/vk_cmd.h"
 #include "worker/vk_pipe.h"
@@ -24,14 +24,6 @@ static const struct esp_kernel_code codes[2][ESP_VK_N_CLASS] = {
     }
     {CODE(ceiling_read_plain), CODE(ceiling_read_texel)}, {CODE(ceiling_fma_plain), CODE(ceiling_fma_texel)}};
 enum { READ, FMA };
-
-static double seconds(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
 
 /* Only texel kernels are made for one source of both classes: whoever adds a class says which of the two it reads like. */
 static const struct esp_kernel_code *code_of(const struct esp_vk *vk, int which)
@@ -82,9 +74,9 @@ static esp_status best_time(double *out, const struct esp_space *sp, int which, 
     if (!st)
         st = esp_submit_wait(vk, &cmd, 1, false, err); /* the first one compiles */
     for (uint32_t i = 0; !st && (i < MIN_REPEATS || total < MIN_TIME); i++) {
-        const double t0 = seconds();
+        const double t0 = esp_now_seconds();
         st = esp_submit_wait(vk, &cmd, 1, false, err);
-        const double t = seconds() - t0;
+        const double t = esp_now_seconds() - t0;
         total += t;
         if (t < *out)
             *out = t;

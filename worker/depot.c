@@ -23,12 +23,12 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "model/file.h"
 #include "model/roles.h"
 #include "worker/cache.h"
+#include "worker/clock.h"
 
 #define TRIES          4
 #define WINDOW_BYTES   ((size_t)32 << 20) /* asked for, or come and not yet kept */
@@ -104,14 +104,6 @@ struct esp_depot {
     struct esp_err why; /* of the last FAILED */
     bool told_memory;
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
-}
 
 /* ---- under the lock ---- */
 
@@ -200,7 +192,7 @@ static void log_whole(struct esp_depot *d)
             " cached_bytes=%" PRIu64 " refused=%" PRIu64 " in_memory=%" PRIu64 " seconds=%.2f",
             d->total_bytes >> 20, b->fetched - a->fetched, b->fetched_bytes - a->fetched_bytes,
             b->cached - a->cached, b->cached_bytes - a->cached_bytes, b->refused - a->refused,
-            b->in_memory - a->in_memory, 1e-9 * (double)(now_ns() - d->begun_ns));
+            b->in_memory - a->in_memory, 1e-9 * (double)(esp_now_ns() - d->begun_ns));
 }
 
 static void set_present(struct esp_depot *d, uint32_t id)
@@ -824,7 +816,7 @@ void esp_depot_want(struct esp_depot *d, const struct esp_stage_spec *spec)
                 d->lacking_bytes += bytes_of(d, id);
         }
     }
-    d->begun_ns = now_ns();
+    d->begun_ns = esp_now_ns();
     d->before = d->count;
     rewind_cursors(d);
     pthread_mutex_unlock(&d->lock);
@@ -888,7 +880,7 @@ bool esp_depot_fetch(struct esp_depot *d, struct esp_msg_fetch *out)
     if (found) {
         while (s->used) /* there is one: n_window is at most their number */
             s++;
-        *s = (struct slot){.used = true, .id = id, .asked_ns = now_ns()};
+        *s = (struct slot){.used = true, .id = id, .asked_ns = esp_now_ns()};
         d->n_slots++;
         d->slot_bytes += bytes_of(d, id);
         d->chunk[id].state = OUT;
@@ -932,7 +924,7 @@ esp_status esp_depot_take(struct esp_depot *d, struct esp_msg *msg, struct esp_e
         free_slot(d, s);
         put_back(d, s->id, ESP_E_IO, m->why);
     } else {
-        adapt(d, now_ns() - s->asked_ns);
+        adapt(d, esp_now_ns() - s->asked_ns);
         s->msg = *msg;
         memset(msg, 0, sizeof *msg);
         d->chunk[s->id].state = CAME;

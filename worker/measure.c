@@ -4,9 +4,9 @@
  * second does.
  */
 #include <string.h>
-#include <time.h>
 
 #include "worker/batch.h"
+#include "worker/clock.h"
 #include "worker/tune.h"
 #include "worker/vk_cmd.h"
 
@@ -14,13 +14,6 @@
 #define ROWS     64u
 #define MIN_TIME 0.08 /* seconds of repeats each */
 #define AT_ONCE  16   /* products in a submission, where handing it in takes as long as one of them */
-
-static double seconds(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
 
 /* Seconds of one run of the command buffer: the best of as many as fit into MIN_TIME, after one to warm up.
  */
@@ -31,9 +24,9 @@ static esp_status best_time(double *out, struct esp_vk *vk, VkCommandBuffer cmd,
 
     *out = 1e9;
     while (!st && total < MIN_TIME) {
-        double t0 = seconds(), t;
+        double t0 = esp_now_seconds(), t;
         st = esp_submit_wait(vk, &cmd, 1, false, err);
-        t = seconds() - t0;
+        t = esp_now_seconds() - t0;
         total += t;
         if (t < *out)
             *out = t;

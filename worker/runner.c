@@ -11,14 +11,6 @@
 
 #define PROGRESS_NS UINT64_C(100000000) /* between two Loading messages */
 
-uint64_t esp_now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
-}
-
 static bool places(const struct esp_work *work)
 {
     return (work->msg.kind == ESP_MSG_PLACE && !work->msg.place.warm) || work->msg.kind == ESP_MSG_MANIFEST;

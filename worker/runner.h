@@ -123,7 +123,4 @@ void esp_runner_load(struct esp_runner *runner, uint32_t *n_works, uint64_t *n_b
 /** What the stage held after the last call; zeros without one. */
 void esp_runner_info(struct esp_runner *runner, struct esp_stage_info_out *out);
 
-/** Nanoseconds, CLOCK_MONOTONIC. */
-uint64_t esp_now_ns(void);
-
 #endif

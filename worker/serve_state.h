@@ -8,6 +8,7 @@
 #define ESP_WORKER_SERVE_STATE_H
 
 #include "proto/link.h"
+#include "worker/clock.h"
 #include "worker/depot.h"
 #include "worker/outbox.h"
 #include "worker/runner.h"

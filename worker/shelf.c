@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "worker/clock.h"
 #include "worker/feed.h"
 #include "worker/packed_key.h"
 #include "worker/piece.h"
@@ -358,17 +359,9 @@ struct budget {
     uint64_t n_loaded; /* bytes on the device by now */
 };
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
-}
-
 static bool is_spent(const struct budget *b)
 {
-    return b->n_bytes == 0 || (b->until_ns && now_ns() >= b->until_ns);
+    return b->n_bytes == 0 || (b->until_ns && esp_now_ns() >= b->until_ns);
 }
 
 static void spend(struct budget *b, uint64_t n_bytes)
@@ -548,7 +541,7 @@ esp_status esp_shelf_load(struct esp_shelf *sh, const struct esp_stage_spec *spe
                           struct esp_shelf_slice *out, struct esp_err *err)
 {
     const uint64_t budget = sh->vk->report.memory_bytes;
-    struct budget b = {.n_bytes = max_bytes ? max_bytes : 1, .until_ns = now_ns() + SLICE_NS};
+    struct budget b = {.n_bytes = max_bytes ? max_bytes : 1, .until_ns = esp_now_ns() + SLICE_NS};
     uint64_t all, done, beside;
     esp_status st;
 

@@ -6,16 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "worker/clock.h"
 #include "worker/vk_cmd.h"
 
-static double seconds(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
 void esp_stage_out_finish(struct esp_stage_out *out)
 {
     free(out->rows);
@@ -81,7 +75,7 @@ esp_status esp_stage_run(struct esp_stage *s, const struct esp_program *const *p
 {
     VkCommandBuffer cmds[ESP_MAX_BATCH];
     uint32_t n = 0;
-    const double t0 = seconds();
+    const double t0 = esp_now_seconds();
     esp_status st = ESP_OK;
 
     for (uint32_t p = 0; !st && p < n_program; p++) {
@@ -111,7 +105,7 @@ esp_status esp_stage_run(struct esp_stage *s, const struct esp_program *const *p
         esp_batch_counts(&s->batch, &counts);
         esp_profile_collect(s->space.profile, &counts);
     }
-    out->compute_seconds += seconds() - t0;
+    out->compute_seconds += esp_now_seconds() - t0;
     return st;
 }
 

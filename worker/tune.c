@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "worker/batch.h"
+#include "worker/clock.h"
 #include "worker/vk_cmd.h"
 #include "worker/vk_pipe.h"
 
@@ -139,13 +139,6 @@ struct trial {
     float *want; /* f32[ROWS, SIDE], of plain's kernels */
     bool right;  /* the last variant's result was the same, near enough */
 };
-
-static double seconds(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
 
 /* Numbers of both signs that are not all alike, the same ones on every machine. */
 static uint32_t next_random(uint32_t *state)
@@ -288,10 +281,10 @@ static esp_status run(double *out, struct trial *t, uint32_t few, uint32_t rows,
     if (!rec.st) /* to warm up */
         rec.st = esp_submit_wait(vk, &rec.cmd, 1, false, err);
     while (!rec.st && total < MIN_TIME) {
-        const double t0 = seconds();
+        const double t0 = esp_now_seconds();
         double s;
         rec.st = esp_submit_wait(vk, &rec.cmd, 1, false, err);
-        s = seconds() - t0;
+        s = esp_now_seconds() - t0;
         total += s;
         *out = s / COPIES < *out ? s / COPIES : *out;
     }

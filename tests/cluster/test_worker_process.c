@@ -17,7 +17,7 @@
 
 #include "tests/cluster/worker_rig.h"
 #include "tests/support/fake_stage.h"
-#include "worker/runner.h" /* esp_now_ns */
+#include "worker/clock.h"
 
 #define MODEL "tests/golden/data/tiny"
 

@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "worker/runner.h" /* esp_now_ns */
+#include "worker/clock.h"
 
 static uint64_t now_ms(void)
 {

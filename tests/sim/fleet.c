@@ -17,13 +17,13 @@
 #include <cmocka.h>
 
 #include "tests/support/checkpoint_writer.h"
-#include "worker/runner.h" /* esp_now_ns */
+#include "worker/clock.h"
 
 #define POLL_US 2000
 
 double fleet_now(void)
 {
-    return 1e-9 * (double)esp_now_ns();
+    return esp_now_seconds();
 }
 
 bool fleet_soak(void)

@@ -16,6 +16,8 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include "proto/again.h"
+
 #define ZAP_ENDPOINT "inproc://zeromq.zap.01"
 #define ZAP_FRAMES   7 /* version, request, domain, address, routing id, mechanism, key */
 #define MAX_WATCHES  32
@@ -484,7 +486,7 @@ esp_status esp_auth_create(struct esp_auth **out, void *zmq, const struct esp_ke
     /* Bound before any socket listens: libzmq lets everybody in where nobody answers. */
     auth->zap = zmq_socket(zmq, ZMQ_REP);
     if (!auth->zap || zmq_setsockopt(auth->zap, ZMQ_LINGER, &linger, sizeof linger) != 0 ||
-        zmq_bind(auth->zap, ZAP_ENDPOINT) != 0) {
+        esp_zmq_bind(auth->zap, ZAP_ENDPOINT) != 0) {
         st = esp_fail(err, ESP_E_IO, "%s: %s", ZAP_ENDPOINT, zmq_strerror(zmq_errno()));
         goto done;
     }
@@ -548,8 +550,8 @@ esp_status esp_auth_watch(struct esp_watch **out, struct esp_auth *auth, void *s
     for (unsigned i = 0; i < MAX_COMERS; i++)
         w->comer[i].fd = -1;
     snprintf(at, sizeof at, "inproc://espalier-watch-%u", atomic_fetch_add(&auth->n_named, 1));
-    if (zmq_socket_monitor(socket, at, events) != 0 || !(w->pair = zmq_socket(auth->zmq, ZMQ_PAIR)) ||
-        zmq_connect(w->pair, at) != 0) {
+    if (esp_zmq_monitor(socket, at, events) != 0 || !(w->pair = zmq_socket(auth->zmq, ZMQ_PAIR)) ||
+        esp_zmq_connect(w->pair, at) != 0) {
         esp_status st = esp_fail(err, ESP_E_IO, "a socket's monitor: %s", zmq_strerror(zmq_errno()));
 
         watch_destroy(&w);

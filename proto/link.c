@@ -26,6 +26,7 @@
 #include <sodium.h>
 #include <zmq.h>
 
+#include "proto/again.h"
 #include "proto/auth.h"
 #include "proto/endpoint.h"
 
@@ -216,8 +217,8 @@ static esp_status set_monitor(struct esp_link *link, struct esp_net *net, struct
     char at[64];
 
     snprintf(at, sizeof at, "inproc://espalier-drops-%u", net->n_named++);
-    if (zmq_socket_monitor(link->socket, at, ZMQ_EVENT_DISCONNECTED) != 0 ||
-        !(link->drops = zmq_socket(net->zmq, ZMQ_PAIR)) || zmq_connect(link->drops, at) != 0)
+    if (esp_zmq_monitor(link->socket, at, ZMQ_EVENT_DISCONNECTED) != 0 ||
+        !(link->drops = zmq_socket(net->zmq, ZMQ_PAIR)) || esp_zmq_connect(link->drops, at) != 0)
         return zmq_fail(err, ESP_E_IO, "a socket's monitor");
     return ESP_OK;
 }
@@ -312,7 +313,7 @@ esp_status esp_link_bind(struct esp_link *link, const char *endpoint, bool insec
     st = prepare(link, "bind", endpoint, err);
     if (st)
         return st;
-    if (zmq_bind(link->socket, endpoint) != 0)
+    if (esp_zmq_bind(link->socket, endpoint) != 0)
         return endpoint_fail(err, "bind", endpoint);
     if (bound && zmq_getsockopt(link->socket, ZMQ_LAST_ENDPOINT, bound, &n) != 0)
         return zmq_fail(err, ESP_E_INTERNAL, "ZMQ_LAST_ENDPOINT");
@@ -323,7 +324,7 @@ esp_status esp_link_connect(struct esp_link *link, const char *endpoint, struct 
 {
     esp_status st = prepare(link, "connect", endpoint, err);
 
-    if (!st && zmq_connect(link->socket, endpoint) != 0)
+    if (!st && esp_zmq_connect(link->socket, endpoint) != 0)
         st = endpoint_fail(err, "connect", endpoint);
     return st;
 }

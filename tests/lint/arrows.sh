@@ -38,7 +38,7 @@ alone() {
     refuse "$1" "$2" "$3" cli coordinator model objects picture proto shaders worker
 }
 alone 'worker/ alone sees Vulkan' '#include.*vulkan' '^worker/'
-alone 'proto/link.c and proto/auth.c alone see ZeroMQ' '#include.*zmq\.h' '^proto/(link|auth)\.c:'
+alone 'proto/link.c, proto/auth.c and their again.h alone see ZeroMQ' '#include.*zmq\.h' '^proto/((link|auth)\.c|again\.h):'
 alone 'proto/wire*.c alone see protobuf-c' '(espalier|ESPALIER)__|Espalier__|pb-c\.h' '^proto/wire[a-z_]*\.[ch]:'
 alone 'cli/line.c alone sees readline' '#include.*readline/' '^cli/line\.c:'
 alone 'cli/show.c alone sees libchafa and GLib' '#include <(chafa|glib)\.h' '^cli/show\.c:'

@@ -275,6 +275,38 @@ static void test_wait(void **state)
     esp_link_destroy(&s);
 }
 
+/* Links are made while signals come: libzmq's calls give up with EINTR then, now and then. */
+static void test_made_among_signals(void **state)
+{
+    struct itimerval storm = {.it_value.tv_usec = 50, .it_interval.tv_usec = 50}, never = {0};
+    struct sigaction action = {.sa_handler = nothing_on_signal, .sa_flags = SA_RESTART}, before;
+    struct esp_link_options serve = {.type = ESP_LINK_SERVE, .tell_drops = true},
+                            dial = {.type = ESP_LINK_DIAL};
+    struct esp_err err = {0};
+    esp_status st = ESP_OK;
+
+    assert_int_equal(sigaction(SIGALRM, &action, &before), 0);
+    assert_int_equal(setitimer(ITIMER_REAL, &storm, NULL), 0);
+    for (int i = 0; !st && i < 300; i++) {
+        char at[ESP_MAX_ENDPOINT + 1];
+        struct esp_link *s = NULL, *d = NULL;
+
+        st = esp_link_create(&s, link_net, &serve, &err);
+        if (!st)
+            st = esp_link_bind(s, "tcp://127.0.0.1:*", false, at, &err);
+        if (!st)
+            st = esp_link_create(&d, link_net, &dial, &err);
+        if (!st)
+            st = esp_link_connect(d, at, &err);
+        esp_link_destroy(&d);
+        esp_link_destroy(&s);
+    }
+    assert_int_equal(setitimer(ITIMER_REAL, &never, NULL), 0);
+    assert_int_equal(sigaction(SIGALRM, &before, NULL), 0);
+    if (st)
+        fail_msg("%s", err.text);
+}
+
 /* ---- endpoints ---- */
 
 static const struct {
@@ -421,6 +453,7 @@ int main(void)
         cmocka_unit_test(test_reconnect),
         cmocka_unit_test(test_takeover),
         cmocka_unit_test(test_wait),
+        cmocka_unit_test(test_made_among_signals),
         cmocka_unit_test(test_endpoints),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_peer_text),

@@ -16,6 +16,7 @@
 #define CHUNK_QUADS 16384u /* 256 KiB a workgroup: a multiple of four rounds of any number of lanes */
 #define FMA_GROUPS  4096u
 #define FMA_ROUNDS  64u
+#define FMA_SUMS    12 /* of a lane */
 
 static const struct esp_kernel_code codes[2][ESP_VK_N_CLASS] = {
 #define CODE(blob)                                                                                           \
@@ -127,8 +128,11 @@ esp_status esp_vk_ceilings(struct esp_ceilings *out, struct esp_vk *vk, struct e
     struct esp_space sp = {.vk = vk};
     struct esp_buf buf = {0};
     const uint64_t n_bytes = read_bytes(vk);
-    const uint32_t lanes =
-        vk->cls == ESP_VK_TEXEL || vk->props.limits.maxComputeWorkGroupInvocations < 256 ? 64 : 256;
+    /* CPU drivers take a workgroup's subgroups one after the other, each through all of the workgroup's piece: with
+     * several it would be fetched several times, in small bits. */
+    const uint32_t lanes = vk->cls == ESP_VK_TEXEL                                 ? 8
+                           : vk->props.limits.maxComputeWorkGroupInvocations < 256 ? 64
+                                                                                   : 256;
     const uint32_t n_group = (uint32_t)(n_bytes / 16 / CHUNK_QUADS);
     struct esp_push_ceiling push = {
         .n_quad = (uint32_t)(n_bytes / 16), .magic = 1, .n_round = FMA_ROUNDS, .scale = 0.75f};
@@ -146,7 +150,7 @@ esp_status esp_vk_ceilings(struct esp_ceilings *out, struct esp_vk *vk, struct e
     if (!st) {
         out->read_bytes = n_bytes;
         out->read_rate = (double)n_bytes / read;
-        out->flop_rate = 2.0 * 16 * 8 * FMA_ROUNDS * FMA_GROUPS * lanes / fma;
+        out->flop_rate = 2.0 * FMA_SUMS * 8 * FMA_ROUNDS * FMA_GROUPS * lanes / fma;
     } else {
         esp_err_prefix(err, "measuring the device's ceilings: ");
     }

@@ -227,18 +227,18 @@ esp_status esp_ask_check_writable(const char *path, struct esp_err *err)
 
 /* ---- the cluster ---- */
 
-esp_status esp_where_open_model(const struct esp_where *where, struct esp_config *config, struct esp_err *err)
+esp_status esp_ask_check_model(const char *option, const char *dir, struct esp_config *config,
+                               struct esp_err *err)
 {
     struct esp_checkpoint *ck;
     struct stat info;
     esp_status st;
 
-    if (!esp_shape_named(where->model) && stat(where->model, &info) != 0)
-        return esp_fail(err, ESP_E_IO, "--model %.200s: %s; expected " MODEL_IS, where->model,
-                        strerror(errno));
-    if (!esp_shape_named(where->model) && !S_ISDIR(info.st_mode))
-        return esp_fail(err, ESP_E_IO, "--model %.200s: not a directory; expected " MODEL_IS, where->model);
-    st = esp_checkpoint_open(&ck, where->model, err);
+    if (!esp_shape_named(dir) && stat(dir, &info) != 0)
+        return esp_fail(err, ESP_E_IO, "%s %.200s: %s; expected " MODEL_IS, option, dir, strerror(errno));
+    if (!esp_shape_named(dir) && !S_ISDIR(info.st_mode))
+        return esp_fail(err, ESP_E_IO, "%s %.200s: not a directory; expected " MODEL_IS, option, dir);
+    st = esp_checkpoint_open(&ck, dir, err);
     if (st)
         return st;
     if (config)
@@ -312,7 +312,7 @@ esp_status esp_ask_connect(struct esp_ask *ask, const struct esp_msg_request *la
     const char *endpoint = ask->where.connect;
 
     if (ask->where.model) {
-        st = esp_where_open_model(&ask->where, &ask->config, err);
+        st = esp_ask_check_model("--model", ask->where.model, &ask->config, err);
         ask->has_config = st == ESP_OK;
     }
     if (st == ESP_OK)

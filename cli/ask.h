@@ -57,9 +57,13 @@ void esp_output_args(struct esp_ask *ask, struct esp_arg args[ESP_N_OUTPUT_ARGS]
 int esp_where_check(const struct esp_command_help *command, struct esp_where *where);
 int esp_ask_check(const struct esp_command_help *command, struct esp_ask *ask);
 
-/** What a model directory's own checks say, without starting anything. @param config  may be NULL */
-esp_status esp_where_open_model(const struct esp_where *where, struct esp_config *config,
-                                struct esp_err *err);
+/**
+ * What a model directory's own checks say, without starting anything.
+ * @param option  that names it, "--model": for the cause
+ * @param config  may be NULL
+ */
+esp_status esp_ask_check_model(const char *option, const char *dir, struct esp_config *config,
+                               struct esp_err *err);
 
 /** Options of an embedded cluster as *where has them. */
 void esp_where_embed_options(const struct esp_where *where, unsigned verbose, struct esp_embed_options *out);

@@ -399,7 +399,7 @@ static esp_status open_cluster(struct cluster *c, struct esp_err *err)
     fill_request(c, &request, "", 0, most_tokens(b, most));
     if (!b->ask.where.connect && b->ask.where.kv_tokens == 0) {
         struct esp_config config;
-        esp_status st = esp_where_open_model(&b->ask.where, &config, err);
+        esp_status st = esp_ask_check_model("--model", b->ask.where.model, &config, err);
         if (st)
             return st;
         /* each session has a prefix of its own here, and blocks that are not full */

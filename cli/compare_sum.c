@@ -1,5 +1,6 @@
 #include "cli/compare_sum.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,11 +43,6 @@ struct head {
     uint32_t rows, width;
 };
 
-static esp_status io(const char *what, struct esp_err *err)
-{
-    return esp_fail(err, ESP_E_IO, "a temporary file cannot be %s", what);
-}
-
 static const struct esp_msg *trace_of(const struct esp_reply *reply, const char *name)
 {
     for (uint32_t i = 0; i < reply->n_traces; i++)
@@ -55,20 +51,43 @@ static const struct esp_msg *trace_of(const struct esp_reply *reply, const char 
     return NULL;
 }
 
+/* The rows of a value that count: of the logits those that say something of the answer, from the prompt's last one on. */
+static esp_status view(struct head *out, const char **data, const struct esp_msg *m,
+                       const struct esp_reply *reply, struct esp_err *err)
+{
+    const struct esp_msg_accepted *acc = &reply->accepted->accepted;
+    const size_t begun = (size_t)acc->image_tokens + acc->n_prompt_ids, n = reply->done->done.best.n_logprobs;
+
+    *out = (struct head){.rows = m->trace.rows, .width = m->trace.width};
+    snprintf(out->name, sizeof out->name, "%s", m->trace.name);
+    *data = m->blob[0].data;
+    if (strcmp(out->name, LOGITS) != 0)
+        return ESP_OK;
+    if (begun == 0 || begun - 1 + n > out->rows)
+        return esp_fail(err, ESP_E_LIMIT, "%zu tokens of an answer in %u rows of logits behind %zu", n,
+                        out->rows, begun);
+    *data += (begun - 1) * out->width * sizeof(float);
+    out->rows = (uint32_t)n;
+    return ESP_OK;
+}
+
 esp_status esp_compare_keep(const struct esp_reply *reply, FILE *file, struct esp_err *err)
 {
     if (!trace_of(reply, LOGITS))
-        return esp_fail(err, ESP_E_LIMIT, "too many tokens for the logits of all of them");
+        return esp_fail(err, ESP_E_LIMIT,
+                        "picture, prompt and answer have too many tokens for the logits of all of them");
     if (fwrite(&reply->n_traces, sizeof reply->n_traces, 1, file) != 1)
-        return io("written", err);
+        return esp_fail(err, ESP_E_IO, "what the first one said cannot be kept: %s", strerror(errno));
     for (uint32_t i = 0; i < reply->n_traces; i++) {
-        const struct esp_msg *m = reply->traces[i];
-        struct head h = {.rows = m->trace.rows, .width = m->trace.width};
+        struct head h;
+        const char *data;
+        const esp_status st = view(&h, &data, reply->traces[i], reply, err);
 
-        snprintf(h.name, sizeof h.name, "%s", m->trace.name);
+        if (st)
+            return st;
         if (fwrite(&h, sizeof h, 1, file) != 1 ||
-            fwrite(m->blob[0].data, 1, m->blob[0].n_bytes, file) != m->blob[0].n_bytes)
-            return io("written", err);
+            fwrite(data, (size_t)h.width * sizeof(float), h.rows, file) != h.rows)
+            return esp_fail(err, ESP_E_IO, "what the first one said cannot be kept: %s", strerror(errno));
     }
     return ESP_OK;
 }
@@ -118,16 +137,10 @@ static struct layer *layer_of(struct esp_compare_sum *sum, const char *name)
     return &sum->layer[sum->n_layers++];
 }
 
-/* The rows whose logits say something of the answer: from the prompt's last one on. */
-static esp_status add_tokens(struct esp_compare_sum *sum, const float *a, const float *b, size_t rows,
-                             size_t vocab, const struct esp_reply *reply, struct esp_err *err)
+/* The answer's logits, f32[n, vocab]. */
+static esp_status add_tokens(struct esp_compare_sum *sum, const float *a, const float *b, size_t n,
+                             size_t vocab, struct esp_err *err)
 {
-    const struct esp_msg_accepted *acc = &reply->accepted->accepted;
-    const size_t from = (size_t)acc->image_tokens + acc->n_prompt_ids, n = reply->done->done.best.n_logprobs;
-
-    if (from == 0 || from - 1 + n > rows)
-        return esp_fail(err, ESP_E_LIMIT, "%zu tokens of an answer in %zu rows of logits behind %zu", n, rows,
-                        from);
     if (sum->n_kl + n > sum->cap) {
         const size_t cap = 2 * (sum->n_kl + n);
         double *more = realloc(sum->kl, cap * sizeof *more);
@@ -137,7 +150,7 @@ static esp_status add_tokens(struct esp_compare_sum *sum, const float *a, const 
         sum->cap = cap;
     }
     for (size_t i = 0; i < n; i++) {
-        const float *x = a + (from - 1 + i) * vocab, *y = b + (from - 1 + i) * vocab;
+        const float *x = a + i * vocab, *y = b + i * vocab;
 
         sum->kl[sum->n_kl++] = esp_compare_kl(x, y, vocab);
         sum->n_same += top_of(x, vocab) == top_of(y, vocab);
@@ -160,42 +173,59 @@ static esp_status add_layer(struct esp_compare_sum *sum, const char *name, const
     return ESP_OK;
 }
 
+static esp_status io(FILE *file, struct esp_err *err)
+{
+    return esp_fail(err, ESP_E_IO, "what the first one said cannot be read again: %s",
+                    ferror(file) ? strerror(errno) : "its file ends early");
+}
+
+/* One value: the first run's, next in the file, and the second one's. */
+static esp_status compare_value(struct esp_compare_sum *sum, const struct esp_reply *reply, FILE *file,
+                                struct esp_err *err)
+{
+    const struct esp_msg *m;
+    struct head h, now_h;
+    const char *data;
+    float *kept, *now;
+    size_t n;
+    esp_status st;
+
+    if (fread(&h, sizeof h, 1, file) != 1)
+        return io(file, err);
+    n = (size_t)h.rows * h.width;
+    kept = malloc((n + 1) * sizeof *kept);
+    now = malloc((n + 1) * sizeof *now); /* a frame has no alignment */
+    m = trace_of(reply, h.name);
+    if (!kept || !now)
+        st = esp_fail(err, ESP_E_NOMEM, "%s: out of memory", h.name);
+    else if (fread(kept, sizeof *kept, n, file) != n)
+        st = io(file, err);
+    else
+        st = m ? view(&now_h, &data, m, reply, err) : ESP_OK;
+    if (!st && (!m || now_h.rows != h.rows || now_h.width != h.width))
+        st = esp_fail(err, ESP_E_ARG, "%s is not the same shape in both: these are no two forms of one model",
+                      h.name);
+    if (!st) {
+        memcpy(now, data, n * sizeof *now);
+        st = add_layer(sum, h.name, kept, now, n, err);
+    }
+    if (!st && strcmp(h.name, LOGITS) == 0)
+        st = add_tokens(sum, kept, now, h.rows, h.width, err);
+    free(kept);
+    free(now);
+    return st;
+}
+
 esp_status esp_compare_with(struct esp_compare_sum *sum, const struct esp_reply *reply, FILE *file,
                             struct esp_err *err)
 {
-    uint32_t n;
     esp_status st = ESP_OK;
+    uint32_t n;
 
     if (fread(&n, sizeof n, 1, file) != 1)
-        return io("read", err);
-    for (uint32_t i = 0; !st && i < n; i++) {
-        const struct esp_msg *m;
-        struct head h;
-        float *kept, *now;
-        size_t n_elem;
-
-        if (fread(&h, sizeof h, 1, file) != 1)
-            return io("read", err);
-        m = trace_of(reply, h.name);
-        if (!m || m->trace.rows != h.rows || m->trace.width != h.width)
-            return esp_fail(err, ESP_E_ARG,
-                            "%s is not the same shape in both: these are no two forms of one model", h.name);
-        n_elem = (size_t)h.rows * h.width;
-        kept = malloc(n_elem * sizeof *kept);
-        now = malloc(n_elem * sizeof *now); /* a frame has no alignment */
-        if (!kept || !now) {
-            st = esp_fail(err, ESP_E_NOMEM, "%s: out of memory", h.name);
-        } else if (fread(kept, sizeof *kept, n_elem, file) != n_elem) {
-            st = io("read", err);
-        } else {
-            memcpy(now, m->blob[0].data, n_elem * sizeof *now);
-            st = add_layer(sum, h.name, kept, now, n_elem, err);
-            if (!st && strcmp(h.name, LOGITS) == 0)
-                st = add_tokens(sum, kept, now, h.rows, h.width, reply, err);
-        }
-        free(kept);
-        free(now);
-    }
+        return io(file, err);
+    for (uint32_t i = 0; !st && i < n; i++)
+        st = compare_value(sum, reply, file, err);
     sum->n_examples += !st;
     return st;
 }

@@ -3,7 +3,8 @@
  *
  *   KL      sum over the vocabulary of p (log p - log q), in nats, at each token of the answers and at their end; p is the first
  *           run's distribution, q the second's, both the softmax of float32 logits in float64
- *   layers  sqrt(sum |second - first|^2 / sum |first|^2) of a traced value over all its rows in all examples
+ *   layers  sqrt(sum |second - first|^2 / sum |first|^2) of a traced value over all its rows in all examples; of the logits
+ *           over the rows of the answers
  */
 #ifndef ESP_CLI_COMPARE_SUM_H
 #define ESP_CLI_COMPARE_SUM_H
@@ -21,7 +22,8 @@ struct esp_compare_sum *esp_compare_sum_create(void);
 void esp_compare_sum_destroy(struct esp_compare_sum **sum);
 
 /**
- * Appends what the first run said of an example to a file: the reply of a score with traces.
+ * Appends what the first run said of an example to a file: the reply of a score with traces. Of the logits only the answer's
+ * rows are kept, since a row of a large vocabulary is a megabyte.
  * Errors: ESP_E_IO; ESP_E_LIMIT (logits of so many rows are not traced).
  */
 esp_status esp_compare_keep(const struct esp_reply *reply, FILE *file, struct esp_err *err);

@@ -203,7 +203,8 @@ static esp_status identify(struct options *o, struct esp_err *err)
     if (!o->header.decoding)
         return esp_fail(err, ESP_E_NOMEM, "options: out of memory");
     if (ask->where.model) {
-        st = esp_where_open_model(&ask->where, NULL, err); /* says best what is wrong with it */
+        st =
+            esp_ask_check_model("--model", ask->where.model, NULL, err); /* says best what is wrong with it */
         if (st == ESP_OK)
             st = esp_checkpoint_open(&ck, ask->where.model, err);
         if (st)

@@ -92,7 +92,7 @@ static esp_status up_and_stay(struct up *up, struct esp_err *err)
 {
     struct esp_embed_options options;
     char keys[1024];
-    esp_status st = esp_where_open_model(&up->where, NULL, err);
+    esp_status st = esp_ask_check_model("--model", up->where.model, NULL, err);
 
     if (st == ESP_OK)
         st = esp_signals_install(err);

@@ -7,12 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cli/bench.h"
 #include "cli/report_json.h"
 #include "cli/signals.h"
 #include "picture/png_write.h"
+#include "proto/clock.h"
 
 #define PICTURE_PX 448 /* a side; the coordinator resizes */
 #define KV_BLOCK   32
@@ -51,21 +51,13 @@ struct cluster {
     uint32_t image_tokens, prefix;
 };
 
-static double now(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
-
 /* ---- sessions ---- */
 
 static esp_status on_token(void *self, const struct esp_msg_token *token, struct esp_err *err)
 {
     struct session *s = self;
     struct run *run = s->run;
-    const double t = now();
+    const double t = esp_now_seconds();
     uint32_t since = 0;
 
     (void)token;
@@ -169,7 +161,7 @@ static esp_status run_wait(struct run *run, const char *what, struct esp_reply *
         }
         if (!st && run->all_began > 0 &&
             run->over == 0) /* one has no tokens left: from here on fewer decode */
-            run->over = now();
+            run->over = esp_now_seconds();
         if (!st && out)
             *out = reply;
         else if (!st)
@@ -204,7 +196,7 @@ static esp_status run_sessions(struct cluster *c, struct run *run, uint32_t n, u
         s->at = calloc(max_tokens, sizeof *s->at);
         h.self = s;
         fill_request(c, &s->request, png, n_png, max_tokens);
-        s->begun = now();
+        s->begun = esp_now_seconds();
         st = s->at ? esp_client_begin(&s->asking, c->bench->ask.client, &s->request, &h, err)
                    : esp_fail(err, ESP_E_NOMEM, "%u sessions", n);
     }

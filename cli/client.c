@@ -5,6 +5,7 @@
 
 #include "cli/client_state.h"
 #include "cli/signals.h"
+#include "proto/clock.h"
 
 #define PATIENCE_MS  60000 /* for one that has fallen silent, and may come back */
 #define HANDSHAKE_MS 200   /* between two looks whether our key was refused: no message tells */

@@ -5,6 +5,7 @@
 #include <sys/random.h>
 
 #include "cli/client_state.h"
+#include "proto/clock.h"
 
 #define N_ANEW    8    /* times that a request is asked anew without a further token in between */
 #define CANCEL_MS 2000 /* for cancelled requests to end */

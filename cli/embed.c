@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "cli/signals.h"
+#include "proto/clock.h"
 
 #define GRACE_MS      2000
 #define MAX_IPC_PATH  107 /* sun_path, without its NUL */

@@ -6,6 +6,7 @@
 #include "cli/figures.h"
 #include "cli/input.h"
 #include "cli/signals.h"
+#include "proto/clock.h"
 
 #define REDRAW_MS   200 /* of the progress bar */
 #define N_REFUSALS  8   /* of one example, for want of room, before that is its failure */

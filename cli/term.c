@@ -6,17 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
-#define REDRAW_MS 80
+#include "proto/clock.h"
 
-int64_t esp_now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
+#define REDRAW_MS 80
 
 void esp_term_init(struct esp_term *term)
 {

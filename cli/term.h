@@ -36,7 +36,4 @@ esp_status esp_term_text(struct esp_term *term, const char *text, struct esp_err
 /** Ends the answer's last line and flushes; also where nothing was printed. */
 esp_status esp_term_end(struct esp_term *term, struct esp_err *err);
 
-/** Monotonic clock in milliseconds. */
-int64_t esp_now_ms(void);
-
 #endif

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "coordinator/server_state.h"
 #include "model/shape.h"
@@ -19,14 +18,6 @@
 #define LINGER_MS      500 /* for the goodbyes */
 #define NOISE_A_SECOND 20  /* log lines about peers that are none of ours */
 #define BURST          256 /* messages taken before the rest has its turn */
-
-double esp_server_now(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
-}
 
 static esp_status options_check(const struct esp_server_options *o, struct esp_err *err)
 {
@@ -84,7 +75,7 @@ esp_status esp_server_create(struct esp_server **out, const struct esp_server_op
     }
     sv->opt = *options;
     sv->log = log;
-    sv->waiting_since = sv->started_at = esp_server_now();
+    sv->waiting_since = sv->started_at = esp_now_seconds();
     if (!sv->opt.heartbeat_ms)
         sv->opt.heartbeat_ms = HEARTBEAT_MS;
     if (!sv->opt.timeout_ms)
@@ -221,7 +212,7 @@ static bool is_client_kind(enum esp_msg_kind kind)
 bool esp_server_may_log(struct esp_server *sv, const struct esp_peer *from)
 {
     struct esp_server_noise *noise = &sv->noise;
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
 
     for (uint32_t i = 0; i < ESP_SERVER_LIARS; i++) {
         if (noise->named[i].n > 0 && esp_peer_equal(&noise->named[i], from)) {
@@ -298,7 +289,7 @@ static void take_messages(struct esp_server *sv)
             esp_server_from_client(sv, &from, &msg);
         } else if (is_worker_kind(msg.kind)) {
             if (worker)
-                worker->last_heard = esp_server_now();
+                worker->last_heard = esp_now_seconds();
             esp_server_from_worker(sv, &from, worker, &msg);
         } else {
             snprintf(text, sizeof text, "a %s is nothing to send to a coordinator%s", esp_msg_name(msg.kind),
@@ -330,7 +321,7 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
     esp_log(sv->log, ESP_LOG_INFO, "listening endpoint=%s workers=%u context=%u kv_tokens=%u max_images=%u",
             sv->endpoint, sv->opt.n_workers, sv->cluster_opt.sizing.context, sv->cluster_opt.sizing.kv_tokens,
             sv->cluster_opt.sizing.max_images);
-    sv->next_beat = sv->watched_at = esp_server_now();
+    sv->next_beat = sv->watched_at = esp_now_seconds();
     for (;;) {
         struct esp_wait waits[5] = {{.link = sv->link},
                                     {.fd = esp_prepare_fd(sv->prepare)},
@@ -339,7 +330,7 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
         uint32_t n_waits = 4;
         double wait_s;
         esp_status st;
-        double now = esp_server_now();
+        double now = esp_now_seconds();
 
         if (sv->journal)
             waits[n_waits++].fd = esp_journal_fd(sv->journal);
@@ -348,11 +339,11 @@ esp_status esp_server_run(struct esp_server *sv, int stop_fd, struct esp_err *er
         esp_server_journal(sv, now);
         esp_server_dispatch(sv);
         esp_server_deliver(sv, now);
-        wait_s = sv->next_beat - esp_server_now();
+        wait_s = sv->next_beat - esp_now_seconds();
         if (esp_server_weights(sv) && wait_s > SEND_AGAIN_MS / 1000.0)
             wait_s = SEND_AGAIN_MS / 1000.0;
-        if (sv->n_probes > 0 && wait_s > sv->next_probe - esp_server_now())
-            wait_s = sv->next_probe - esp_server_now();
+        if (sv->n_probes > 0 && wait_s > sv->next_probe - esp_now_seconds())
+            wait_s = sv->next_probe - esp_now_seconds();
         if (esp_sched_first(sv->sched) && wait_s > LIVELY_MS / 1000.0)
             wait_s = LIVELY_MS / 1000.0;
         st = esp_link_wait(waits, n_waits, wait_s > 0 ? (int)ceil(wait_s * 1000) : 0, err);

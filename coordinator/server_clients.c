@@ -90,7 +90,7 @@ static void on_request(struct esp_server *sv, const struct esp_peer *from, struc
     esp_status st = request_check(sv, from, msg, &err);
 
     if (!st)
-        st = esp_session_create(&s, sv->last_session + 1, from, &msg->request, esp_server_now(), &err);
+        st = esp_session_create(&s, sv->last_session + 1, from, &msg->request, esp_now_seconds(), &err);
     if (!st) {
         job = calloc(1, sizeof *job);
         if (!job)
@@ -124,7 +124,7 @@ static void end_as_cancelled(struct esp_server *sv, struct esp_session *s)
             s->client_gone ? " client_gone" : "");
     if (s->with_thread)
         esp_prepare_drop(sv->prepare, s->id);
-    esp_sched_end(sv->sched, s, &err, esp_server_now());
+    esp_sched_end(sv->sched, s, &err, esp_now_seconds());
 }
 
 static void client_gone(struct esp_server *sv, struct esp_session *s)
@@ -181,7 +181,7 @@ void esp_server_fail_queue(struct esp_server *sv, const struct esp_err *why)
 {
     for (struct esp_session *s = esp_sched_first(sv->sched); s; s = s->next)
         if (!s->admitted && !s->rebuild)
-            esp_sched_end(sv->sched, s, why, esp_server_now());
+            esp_sched_end(sv->sched, s, why, esp_now_seconds());
 }
 
 /* ---- prepared ---- */
@@ -253,7 +253,7 @@ void esp_server_prepared(struct esp_server *sv)
 
     while ((job = esp_prepare_take(sv->prepare))) {
         struct esp_session *s = esp_sched_by_id(sv->sched, job->session);
-        const double now = esp_server_now();
+        const double now = esp_now_seconds();
         struct esp_err err = job->err;
 
         sv->file_bytes -= file_bytes(&job->request);
@@ -542,7 +542,7 @@ void esp_server_relay_trace(struct esp_server *sv, struct esp_session *s, const 
         break;
     default: /* a trace with holes would mislead */
         esp_err_prefix(&err, "trace %s: ", trace->name);
-        esp_sched_end(sv->sched, s, &err, esp_server_now());
+        esp_sched_end(sv->sched, s, &err, esp_now_seconds());
         break;
     }
 }

@@ -40,7 +40,7 @@ static bool has_own_port(const char *bind)
 /* Takes a session that was left over, as far as it is known without its files. */
 static esp_status adopt(struct esp_server *sv, const struct esp_journal_left *left, struct esp_err *err)
 {
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
     struct esp_session *s;
     esp_status st = esp_session_create(&s, left->session, &left->owner, &left->request.request, now, err);
 

@@ -104,7 +104,7 @@ bool esp_server_give_up_drains(struct esp_server *sv, const struct esp_err *why)
 void esp_server_on_drain(struct esp_server *sv, const struct esp_peer *from, const struct esp_msg_drain *msg)
 {
     struct esp_worker *w = esp_roster_named(sv->roster, msg->worker);
-    struct esp_drain_ask ask = {.who = *from, .id = msg->id, .since = esp_server_now()};
+    struct esp_drain_ask ask = {.who = *from, .id = msg->id, .since = esp_now_seconds()};
     char text[ESP_ERR_TEXT_MAX];
     int at;
 
@@ -186,7 +186,7 @@ static bool lacks(const struct esp_worker *w, const struct esp_msg_place *p)
 static void quiet(struct esp_server *sv)
 {
     sv->move.state = ESP_MOVE_QUIET;
-    sv->move.paused = sv->move.progress = esp_server_now();
+    sv->move.paused = sv->move.progress = esp_now_seconds();
     esp_sched_pause(sv->sched, true);
 }
 
@@ -201,8 +201,8 @@ static void begin(struct esp_server *sv, struct esp_plan *plan, const struct esp
                            .carry = sv->cluster.epoch,
                            .plan = plan,
                            .is_drain = ask != NULL,
-                           .began = esp_server_now(),
-                           .progress = esp_server_now()};
+                           .began = esp_now_seconds(),
+                           .progress = esp_now_seconds()};
     if (ask)
         m->ask = *ask;
     snprintf(sv->doing, sizeof sv->doing, ask ? "moving layers of %s" : "moving layers to a better placement",
@@ -235,7 +235,7 @@ bool esp_server_is_warming(const struct esp_server *sv, const struct esp_worker 
 static void warm(struct esp_server *sv, struct esp_worker *w)
 {
     w->warm = ESP_WARM_DONE;
-    sv->move.progress = esp_server_now();
+    sv->move.progress = esp_now_seconds();
     for (uint32_t i = 0; i < esp_roster_count(sv->roster); i++)
         if (esp_roster_at(sv->roster, i)->warm == ESP_WARM_ASKED)
             return;
@@ -247,7 +247,7 @@ void esp_server_on_warm_loading(struct esp_server *sv, struct esp_worker *w,
 {
     w->warm_done = loading->done_bytes;
     w->warm_total = loading->total_bytes;
-    sv->move.progress = esp_server_now();
+    sv->move.progress = esp_now_seconds();
 }
 
 void esp_server_on_warmed(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_warmed *warmed)
@@ -332,14 +332,14 @@ static void place(struct esp_server *sv)
     for (uint32_t i = 0; i < m->n_legs; i++)
         m->leg[i].from->place.n_moves++;
     m->state = ESP_MOVE_PLACING;
-    m->progress = esp_server_now();
+    m->progress = esp_now_seconds();
     esp_server_tell_places(sv);
 }
 
 static void done(struct esp_server *sv)
 {
     struct esp_move *m = &sv->move;
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
     const struct esp_msg_drained drained = {.epoch = m->epoch,
                                             .n_layers = m->n_layers,
                                             .kv_bytes = m->kv_bytes,
@@ -375,7 +375,7 @@ void esp_server_move_placed(struct esp_server *sv)
     struct esp_move *m = &sv->move;
 
     m->state = ESP_MOVE_COPYING;
-    m->progress = esp_server_now();
+    m->progress = esp_now_seconds();
     for (uint32_t i = 0; i < m->n_legs; i++) {
         const struct esp_move_leg *leg = &m->leg[i];
         struct esp_msg msg = {.kind = ESP_MSG_MOVE};
@@ -395,7 +395,7 @@ void esp_server_move_placed(struct esp_server *sv)
 
 static void arrived(struct esp_server *sv)
 {
-    sv->move.progress = esp_server_now();
+    sv->move.progress = esp_now_seconds();
     if (sv->move.n_layers_due == 0 && sv->move.n_images_due == 0)
         done(sv);
 }
@@ -445,7 +445,7 @@ bool esp_server_move_stored(struct esp_server *sv, const struct esp_worker *w, u
 
 void esp_server_consider_moving(struct esp_server *sv)
 {
-    sv->rebalance_at = esp_server_now() + REBALANCE_S;
+    sv->rebalance_at = esp_now_seconds() + REBALANCE_S;
 }
 
 static void next_drain(struct esp_server *sv)
@@ -459,7 +459,7 @@ static void next_drain(struct esp_server *sv)
     drop_ask(sv, 0);
     if (!w || !esp_cluster_has(&sv->cluster, w)) {
         const struct esp_msg_drained nothing = {.epoch = sv->cluster.epoch,
-                                                .seconds = esp_server_now() - ask.since};
+                                                .seconds = esp_now_seconds() - ask.since};
 
         let_go(sv, &ask, &nothing);
         return;

@@ -11,7 +11,7 @@ static void not_ready(struct esp_server *sv, esp_status code, const char *text)
 {
     esp_fail(&sv->why, code, "%s", text);
     if (sv->ready_at > 0)
-        sv->waiting_since = esp_server_now();
+        sv->waiting_since = esp_now_seconds();
     sv->ready_at = 0;
 }
 
@@ -20,7 +20,7 @@ void esp_server_lose_cluster(struct esp_server *sv, esp_status code, const char 
     esp_server_move_abort(sv, text);
     not_ready(sv, code, text);
     esp_cluster_drop(&sv->cluster);
-    esp_sched_suspend(sv->sched, esp_server_now());
+    esp_sched_suspend(sv->sched, esp_now_seconds());
     esp_released_finish(&sv->released);
 }
 
@@ -121,7 +121,7 @@ void esp_server_drop_worker(struct esp_server *sv, struct esp_worker *w, esp_sta
     esp_fail(&err, code, "worker %s: %s", w->name, text);
     esp_log(sv->log, was_stage ? ESP_LOG_ERROR : ESP_LOG_WARN,
             "worker=%s epoch=%" PRIu64 " lost why=\"%s\" silent_ms=%.0f action=%s", w->name,
-            sv->cluster.epoch, text, 1000 * (esp_server_now() - w->last_heard),
+            sv->cluster.epoch, text, 1000 * (esp_now_seconds() - w->last_heard),
             was_stage ? "replace" : "forget");
     if (tell)
         esp_server_tell_error(sv, &w->peer, 0, code, text);
@@ -202,7 +202,7 @@ void esp_server_on_ready(struct esp_server *sv, struct esp_worker *w, const stru
     }
     if (esp_sched_is_open(sv->sched))
         return;
-    sv->ready_at = esp_server_now();
+    sv->ready_at = esp_now_seconds();
     sv->was_ready = true;
     esp_server_room(sv, &room);
     esp_sched_open(sv->sched, &room);

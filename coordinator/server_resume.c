@@ -46,7 +46,7 @@ void esp_server_on_resume(struct esp_server *sv, const struct esp_peer *from,
                           const struct esp_msg_resume *resume)
 {
     struct esp_session *s = esp_server_ticket(sv, resume->ticket), *other;
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
     bool moved;
 
     if (!s || !same_member(&s->client, from)) {

@@ -14,6 +14,7 @@
 #include "coordinator/supply.h"
 #include "coordinator/token.h"
 #include "model/checkpoint.h"
+#include "proto/clock.h"
 #include "proto/link.h"
 #include "proto/log.h"
 
@@ -149,9 +150,6 @@ struct esp_server {
     struct esp_server_noise noise;
     char doing[96]; /* "" or what goes on, for people: "moving layers of w2" */
 };
-
-/** Seconds of a clock that only goes forward. */
-double esp_server_now(void);
 
 /** Sends; a worker that cannot be sent to is marked lost. */
 void esp_server_tell_worker(struct esp_server *sv, struct esp_worker *w, struct esp_msg *msg);

@@ -46,7 +46,7 @@ static double add_busy(struct esp_worker *w, uint32_t n, const struct esp_stage_
 
 void esp_server_count_stored(struct esp_server *sv, const struct esp_msg_stored *stored)
 {
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
 
     for (uint32_t i = 0; i < sv->cluster.n_stages; i++) {
         struct esp_worker *w = sv->cluster.stage[i];
@@ -60,7 +60,7 @@ void esp_server_count_stored(struct esp_server *sv, const struct esp_msg_stored 
 void esp_server_count_result(struct esp_server *sv, const struct esp_msg_step *step,
                              const struct esp_msg_result *result)
 {
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
     uint32_t n_prefills = 0, n_tokens = 0;
 
     for (uint32_t i = 0; i < step->n_seqs; i++)
@@ -83,7 +83,7 @@ void esp_server_count_result(struct esp_server *sv, const struct esp_msg_step *s
 
 uint64_t esp_server_stamp(void)
 {
-    return (uint64_t)(esp_server_now() * 1e9);
+    return (uint64_t)(esp_now_seconds() * 1e9);
 }
 
 void esp_server_take_beat(struct esp_server *sv, struct esp_worker *w, const struct esp_msg_heartbeat *beat)
@@ -144,7 +144,7 @@ static void fill_kv(struct esp_msg_status *status, const struct esp_server *sv)
 void esp_server_tell_status(struct esp_server *sv, const struct esp_peer *to, uint64_t id)
 {
     const uint32_t n = esp_roster_count(sv->roster);
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
     struct esp_worker_status *workers = calloc(n ? n : 1, sizeof *workers);
     struct esp_msg msg = {.kind = ESP_MSG_STATUS};
     struct esp_sched_counts counts;

@@ -90,7 +90,7 @@ void esp_server_verify(struct esp_server *sv, const struct esp_peer *from, uint6
         return;
     }
     sv->verify = (struct esp_verification){.query = query, .client = *from};
-    esp_server_watch_verify(sv, esp_server_now());
+    esp_server_watch_verify(sv, esp_now_seconds());
 }
 
 bool esp_server_cancel_verify(struct esp_server *sv, const struct esp_peer *from, uint64_t query)

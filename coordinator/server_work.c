@@ -25,7 +25,7 @@ static void on_stored(struct esp_server *sv, struct esp_worker *w, const struct 
                 break;
             }
     esp_server_count_stored(sv, stored);
-    esp_sched_stored(sv->sched, f, NULL, esp_server_now());
+    esp_sched_stored(sv->sched, f, NULL, esp_now_seconds());
 }
 
 static void relay_logits(struct esp_server *sv, struct esp_session *s, const struct esp_flight *f,
@@ -46,7 +46,7 @@ static void relay_logits(struct esp_server *sv, struct esp_session *s, const str
 static void take_rows(struct esp_server *sv, const struct esp_worker *w, const struct esp_flight *f,
                       const struct esp_msg_result *result, const float *full, uint64_t n_bytes)
 {
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
     bool decode = true; /* a step is of one kind */
 
     for (uint32_t i = 0; i < f->step.n_seqs; i++)
@@ -100,7 +100,7 @@ static void on_result(struct esp_server *sv, struct esp_worker *w, struct esp_ms
             copy = malloc(msg->blob[0].n_bytes);
             if (!copy) {
                 esp_fail(&err, ESP_E_NOMEM, "%zu bytes of logits", msg->blob[0].n_bytes);
-                esp_sched_fail_step(sv->sched, &f, &err, esp_server_now());
+                esp_sched_fail_step(sv->sched, &f, &err, esp_now_seconds());
                 return;
             }
             memcpy(copy, full, msg->blob[0].n_bytes);
@@ -135,7 +135,7 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, const struct e
         esp_log(sv->log, ESP_LOG_ERROR,
                 "worker=%s epoch=%" PRIu64 " step=%" PRIu64 " failed sessions=%u why=\"%s\"", w->name,
                 e->epoch, e->step, f->n_parts, e->text);
-        esp_sched_fail_step(sv->sched, &f, &err, esp_server_now());
+        esp_sched_fail_step(sv->sched, &f, &err, esp_now_seconds());
     } else {
         struct esp_feature *f = esp_sched_feature(sv->sched, e->image);
 
@@ -143,7 +143,7 @@ static void on_error(struct esp_server *sv, struct esp_worker *w, const struct e
             return; /* told twice */
         esp_log(sv->log, ESP_LOG_ERROR, "worker=%s epoch=%" PRIu64 " image=%" PRIu64 " failed why=\"%s\"",
                 w->name, e->epoch, e->image, e->text);
-        esp_sched_stored(sv->sched, f, &err, esp_server_now());
+        esp_sched_stored(sv->sched, f, &err, esp_now_seconds());
     }
 }
 
@@ -225,7 +225,7 @@ void esp_server_dispatch(struct esp_server *sv)
     uint32_t n_seqs, n_images, index;
     struct esp_session *s;
     struct esp_flight *f;
-    const double now = esp_server_now();
+    const double now = esp_now_seconds();
 
     if (sv->move.state >= ESP_MOVE_QUIET)
         return; /* what the workers hold must not change */

@@ -23,7 +23,7 @@ static void admit_worker(struct esp_server *sv, const struct esp_peer *from,
     struct esp_worker *w;
     struct esp_err err;
 
-    if (esp_roster_join(&w, sv->roster, from, hello, esp_server_now(), &err)) {
+    if (esp_roster_join(&w, sv->roster, from, hello, esp_now_seconds(), &err)) {
         if (esp_server_may_log(sv, from))
             esp_log(sv->log, ESP_LOG_WARN, "worker=%s refused why=\"%s\"", hello->name ? hello->name : "",
                     err.text);
@@ -71,7 +71,7 @@ static void on_hello(struct esp_server *sv, const struct esp_peer *from, struct 
         struct esp_parked_hello *p = &sv->parked[sv->n_parked++];
 
         p->from = *from;
-        p->since = esp_server_now();
+        p->since = esp_now_seconds();
         p->msg = *msg;
         memset(msg, 0, sizeof *msg);
         return;
@@ -160,7 +160,7 @@ static void on_data(struct esp_server *sv, struct esp_worker *w, struct esp_msg 
         if (w->state == ESP_WORKER_LOADING) {
             w->done_bytes = msg->loading.done_bytes;
             w->total_bytes = msg->loading.total_bytes;
-            sv->move.progress = esp_server_now();
+            sv->move.progress = esp_now_seconds();
         }
         break;
     case ESP_MSG_READY:
@@ -285,7 +285,7 @@ static void beat(struct esp_server *sv)
 
 void esp_server_probe(struct esp_server *sv)
 {
-    const double soonest = esp_server_now() + PROBE_AGAIN_S;
+    const double soonest = esp_now_seconds() + PROBE_AGAIN_S;
 
     if (sv->n_probes == 0 || sv->next_probe > soonest)
         sv->next_probe = soonest;

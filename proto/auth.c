@@ -17,6 +17,7 @@
 #include <zmq.h>
 
 #include "proto/again.h"
+#include "proto/clock.h"
 
 #define ZAP_ENDPOINT "inproc://zeromq.zap.01"
 #define ZAP_FRAMES   7 /* version, request, domain, address, routing id, mechanism, key */
@@ -85,10 +86,7 @@ struct esp_auth {
 
 static time_t now_s(void)
 {
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec;
+    return (time_t)(esp_now_ms() / 1000);
 }
 
 /* ---- User-Id ---- */

@@ -6,10 +6,10 @@
 #include <string.h>
 
 #include "model/shape.h"
+#include "proto/clock.h"
 #include "shaders/push.h"
 #include "worker/bench_work.h"
 #include "worker/ceiling.h"
-#include "worker/clock.h"
 #include "worker/kv.h"
 #include "worker/piece.h"
 #include "worker/profile.h"

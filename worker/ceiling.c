@@ -6,7 +6,7 @@
 #include "esp_spv_ceiling_fma_texel.h"
 #include "esp_spv_ceiling_read_plain.h"
 #include "esp_spv_ceiling_read_texel.h"
-#include "worker/clock.h"
+#include "proto/clock.h"
 #include "worker/ops.h"
 #include "worker/vk_cmd.h"
 #include "worker/vk_pipe.h"

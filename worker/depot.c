@@ -27,8 +27,8 @@
 
 #include "model/file.h"
 #include "model/roles.h"
+#include "proto/clock.h"
 #include "worker/cache.h"
-#include "worker/clock.h"
 
 #define TRIES          4
 #define WINDOW_BYTES   ((size_t)32 << 20) /* asked for, or come and not yet kept */

@@ -5,8 +5,8 @@
  */
 #include <string.h>
 
+#include "proto/clock.h"
 #include "worker/batch.h"
-#include "worker/clock.h"
 #include "worker/tune.h"
 #include "worker/vk_cmd.h"
 

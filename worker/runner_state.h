@@ -7,7 +7,7 @@
 
 #include <pthread.h>
 
-#include "worker/clock.h"
+#include "proto/clock.h"
 #include "worker/intake.h"
 #include "worker/runner.h"
 

@@ -7,8 +7,8 @@
 #ifndef ESP_WORKER_SERVE_STATE_H
 #define ESP_WORKER_SERVE_STATE_H
 
+#include "proto/clock.h"
 #include "proto/link.h"
-#include "worker/clock.h"
 #include "worker/depot.h"
 #include "worker/outbox.h"
 #include "worker/runner.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "worker/clock.h"
+#include "proto/clock.h"
 #include "worker/shelf_state.h"
 
 #define READ_AHEAD   (UINT64_C(64) << 20) /* of stored bytes, asked for before they are packed */

@@ -1,4 +1,5 @@
 /* Running a stage's programs, and what comes out of them. */
+#include "proto/clock.h"
 #include "worker/stage_state.h"
 
 #include <math.h>
@@ -7,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "worker/clock.h"
 #include "worker/vk_cmd.h"
 
 void esp_stage_out_finish(struct esp_stage_out *out)

@@ -7,8 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "proto/clock.h"
 #include "worker/batch.h"
-#include "worker/clock.h"
 #include "worker/vk_cmd.h"
 #include "worker/vk_pipe.h"
 

@@ -23,9 +23,9 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "proto/clock.h"
 #include "tests/support/chain.h"
 #include "worker/packed.h"
 #include "worker/pool.h"
@@ -38,14 +38,6 @@ struct turn {
     double fill_cpu, cat_cpu,
         load_cpu; /* seconds of processor, which other work on the machine does not stretch */
 };
-
-static double seconds(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static double cpu_seconds(int who)
 {
@@ -84,7 +76,7 @@ static double time_fill(uint64_t n_bytes)
     struct fill part[ESP_POOL_MAX];
     pthread_t thread[ESP_POOL_MAX];
     char *memory = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    double start = seconds();
+    double start = esp_now_seconds();
 
     if (memory == MAP_FAILED)
         fail("mmap");
@@ -97,7 +89,7 @@ static double time_fill(uint64_t n_bytes)
     }
     for (uint32_t i = 0; i < n; i++)
         pthread_join(thread[i], NULL);
-    start = seconds() - start;
+    start = esp_now_seconds() - start;
     munmap(memory, n_bytes);
     return start;
 }
@@ -105,7 +97,7 @@ static double time_fill(uint64_t n_bytes)
 static double time_cat(const glob_t *files)
 {
     char **argv = calloc(files->gl_pathc + 2, sizeof *argv);
-    const double start = seconds();
+    const double start = esp_now_seconds();
     pid_t pid;
     int status;
 
@@ -125,7 +117,7 @@ static double time_cat(const glob_t *files)
     if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
         fail("cat");
     free(argv);
-    return seconds() - start;
+    return esp_now_seconds() - start;
 }
 
 static void drop_files(const glob_t *files)
@@ -160,18 +152,18 @@ static void time_load(struct turn *t, struct esp_vk *vk, const char *dir, enum e
                                   .max_images = 1,
                                   .weights = weights};
     struct esp_err err = {0};
-    const double start = seconds();
+    const double start = esp_now_seconds();
     double opened, hashed;
 
     esp_must(esp_checkpoint_open(&ck, dir, &err), &err);
-    opened = seconds();
+    opened = esp_now_seconds();
     esp_checkpoint_fingerprint(ck, fingerprint);
-    hashed = seconds();
+    hashed = esp_now_seconds();
     spec.enc_hi = esp_checkpoint_config(ck)->vision.n_layer;
     spec.dec_hi = esp_checkpoint_config(ck)->text.n_layer;
     esp_must(esp_shelf_create(&shelf, vk, ck, NULL, NULL, &err), &err);
     esp_must(esp_stage_create(&stage, shelf, &spec, NULL, NULL, NULL, &err), &err);
-    t->load = seconds() - start;
+    t->load = esp_now_seconds() - start;
     t->open = opened - start;
     t->hash = hashed - opened;
     esp_stage_destroy(&stage);

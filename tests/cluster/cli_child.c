@@ -13,19 +13,13 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#define MAX_ARGS 160
+#include "proto/clock.h"
 
-long child_now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
+#define MAX_ARGS 160
 
 /* @param in_fd, out_fd, err_fd  the child's; closed here. @param talks  in_fd is a terminal, and becomes its own */
 static void start(struct child *c, const char *program, int in_fd, const char *const *args, int out_fd,
@@ -37,7 +31,7 @@ static void start(struct child *c, const char *program, int in_fd, const char *c
         assert_true(i < MAX_ARGS);
         argv[1 + i] = (char *)(uintptr_t)args[i];
     }
-    c->started_ms = child_now_ms();
+    c->started_ms = esp_now_ms();
     c->pid = fork();
     assert_true(c->pid >= 0);
     if (c->pid == 0) {
@@ -206,7 +200,7 @@ void child_wait(struct child *c, struct script *s)
         if (read_output(c) && s && s->printed)
             s->printed(s, c);
         hear(s, c);
-        if (child_now_ms() - c->started_ms > CHILD_DEADLINE_MS) {
+        if (esp_now_ms() - c->started_ms > CHILD_DEADLINE_MS) {
             kill(c->pid, SIGKILL);
             waitpid(c->pid, &status, 0);
             fail_msg("no end within %d ms; stdout:\n%s\nstderr:\n%s", CHILD_DEADLINE_MS, OUT(c), ERR(c));
@@ -218,7 +212,7 @@ void child_wait(struct child *c, struct script *s)
 void child_wait_for(struct child *c, int stream, const char *text)
 {
     while (text ? !strstr(c->text[stream], text) : c->n[stream] == 0) {
-        const bool late = child_now_ms() - c->started_ms > CHILD_DEADLINE_MS;
+        const bool late = esp_now_ms() - c->started_ms > CHILD_DEADLINE_MS;
 
         if (late || (c->fd[0] < 0 && c->fd[1] < 0)) {
             kill(c->pid, SIGKILL);
@@ -325,9 +319,9 @@ pid_t child_daemon(const char *dir, const char *name)
 
 void child_no_daemons(const char *dir)
 {
-    const long end = child_now_ms() + 10000;
+    const int64_t end = esp_now_ms() + 10000;
 
-    while (child_n_daemons(dir) > 0 && child_now_ms() < end)
+    while (child_n_daemons(dir) > 0 && esp_now_ms() < end)
         usleep(5000);
     if (child_n_daemons(dir) > 0)
         fail_msg("%u daemons are left", child_n_daemons(dir));

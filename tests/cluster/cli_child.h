@@ -20,7 +20,7 @@ struct child {
     char *text[2]; /* what came, NUL-terminated */
     size_t n[2];
     int exit; /* exit status, or 128 + the signal that killed it */
-    long started_ms;
+    int64_t started_ms;
 };
 
 #define OUT(c) ((c)->text[0])
@@ -87,7 +87,5 @@ pid_t child_daemon(const char *dir, const char *name);
 
 /** Fails the test unless all of them end soon. */
 void child_no_daemons(const char *dir);
-
-long child_now_ms(void);
 
 #endif

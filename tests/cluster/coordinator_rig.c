@@ -8,19 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 #include <fcntl.h>
 
 #include <cmocka.h>
 
-long rig_now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
+#include "proto/clock.h"
 
 static void must(esp_status st, const struct esp_err *err, const char *what)
 {
@@ -77,11 +70,11 @@ void rig_start(struct rig *rig, const char *arg, ...)
 
 void rig_reap(struct rig *rig)
 {
-    const long until = rig_now_ms() + RIG_DEADLINE_MS;
+    const int64_t until = esp_now_ms() + RIG_DEADLINE_MS;
     int status = 0;
 
     while (rig->pid && waitpid(rig->pid, &status, WNOHANG) == 0) {
-        if (rig_now_ms() > until)
+        if (esp_now_ms() > until)
             kill(rig->pid, SIGKILL);
         rig_pump(rig, 10);
     }
@@ -626,7 +619,7 @@ void rig_pump(struct rig *rig, int ms)
     struct esp_wait waits[RIG_WORKERS + RIG_CLIENTS] = {0};
     uint32_t n = 0;
 
-    if (rig_now_ms() >= rig->beat_at) {
+    if (esp_now_ms() >= rig->beat_at) {
         for (int i = 0; i < RIG_WORKERS; i++) {
             struct esp_msg msg = {.kind = ESP_MSG_HEARTBEAT};
             msg.heartbeat.epoch = rig->w[i].place.epoch;
@@ -634,7 +627,7 @@ void rig_pump(struct rig *rig, int ms)
             if (rig->w[i].link && rig->w[i].welcome && !rig->w[i].mute)
                 (void)esp_link_send(rig->w[i].link, NULL, &msg, NULL);
         }
-        rig->beat_at = rig_now_ms() + 50;
+        rig->beat_at = esp_now_ms() + 50;
     }
     for (int i = 0; i < RIG_WORKERS; i++)
         if (rig->w[i].link)
@@ -673,10 +666,10 @@ void rig_pump(struct rig *rig, int ms)
 
 void rig_until(struct rig *rig, bool (*cond)(struct rig *rig, void *arg), void *arg, const char *what)
 {
-    const long until = rig_now_ms() + RIG_DEADLINE_MS;
+    const int64_t until = esp_now_ms() + RIG_DEADLINE_MS;
 
     while (!cond(rig, arg)) {
-        if (rig_now_ms() > until)
+        if (esp_now_ms() > until)
             fail_msg("waited in vain: %s", what);
         rig_pump(rig, 20);
     }
@@ -809,7 +802,7 @@ void rig_come_back(struct rig *rig, int i, const uint8_t *ticket, uint64_t id, u
 
 const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind)
 {
-    const long until = rig_now_ms() + RIG_DEADLINE_MS;
+    const int64_t until = esp_now_ms() + RIG_DEADLINE_MS;
     struct rig_client *c = &rig->c[i];
 
     for (;;) {
@@ -825,7 +818,7 @@ const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind)
                 fail_msg("client %d waits for a %s and got a %s", i, esp_msg_name(kind),
                          esp_msg_name(m->kind));
         }
-        if (rig_now_ms() > until)
+        if (esp_now_ms() > until)
             fail_msg("client %d waits in vain for a %s", i, esp_msg_name(kind));
         rig_pump(rig, 20);
     }

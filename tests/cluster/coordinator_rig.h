@@ -85,9 +85,6 @@ struct rig {
     long beat_at;
 };
 
-/** A clock that only goes forward. */
-long rig_now_ms(void);
-
 int rig_setup(void **state);
 int rig_teardown(void **state);
 

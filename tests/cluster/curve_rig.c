@@ -11,6 +11,8 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
+
 static char dir[32];
 
 bool curve_rig_open(void)
@@ -48,13 +50,13 @@ void curve_keygen(const char *espalier, const char *out, const char *option, con
 
 void curve_wait_for(struct child *c, const char *text)
 {
-    c->started_ms = child_now_ms();
+    c->started_ms = esp_now_ms();
     child_wait_for(c, 1, text);
 }
 
 void curve_ended(struct child *c)
 {
-    c->started_ms = child_now_ms();
+    c->started_ms = esp_now_ms();
     child_wait(c, NULL);
     assert_int_equal(c->exit, 0);
     child_finish(c);

@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 
-#include "worker/clock.h"
+#include "proto/clock.h"
 
 static uint32_t max_u32(uint32_t a, uint32_t b)
 {

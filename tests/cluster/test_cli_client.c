@@ -12,6 +12,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "proto/clock.h"
 #include "tests/cluster/cli_child.h"
 #include "tests/support/file.h"
 #include "tests/support/golden.h"
@@ -1014,7 +1015,7 @@ static void test_interrupt_twice(void **state)
     f->script.printed = interrupt;
     answers = false;
     ask(&c, f, (const char *[]){"run", "caption en", NULL});
-    took = child_now_ms() - c.started_ms;
+    took = esp_now_ms() - c.started_ms;
     child_expect(&c, "Ctrl-C twice", 130, NULL, "one");
     assert_int_equal(f->n_cancel, 1);
     assert_true(took < 1900); /* it did not sit out the two seconds of grace */

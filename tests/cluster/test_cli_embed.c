@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
 #include "tests/cluster/cli_child.h"
 
 #define TINY  "tests/golden/data/tiny"
@@ -136,8 +137,8 @@ static void expect_nothing_left(const struct place *p, size_t n_processes, bool 
         assert_int_equal(n_lines, n_processes);
     for (; *at; at += strcspn(at, "\n") + 1) {
         pid_t pid = (pid_t)atoi(strchr(at, ' '));
-        long end = child_now_ms() + 5000;
-        while (runs(pid) && child_now_ms() < end)
+        int64_t end = esp_now_ms() + 5000;
+        while (runs(pid) && esp_now_ms() < end)
             usleep(1000);
         if (runs(pid))
             fail_msg("left running: %.*s", (int)strcspn(at, "\n"), at);
@@ -172,8 +173,8 @@ static void act_when_started(struct place *p, struct child *c)
     assert_true(actor >= 0);
     if (actor == 0) {
         size_t n_lines = 0;
-        long end = child_now_ms() + 10000;
-        while (n_lines < p->n_lines && child_now_ms() < end) {
+        int64_t end = esp_now_ms() + 10000;
+        while (n_lines < p->n_lines && esp_now_ms() < end) {
             usleep(2000);
             read_log(p, &n_lines);
         }
@@ -322,7 +323,7 @@ static void test_stubborn(void **state)
     p->n_lines = 3;
     p->act = act_int;
     run(p, &c, (const char *[]){"run", "--model", TINY, "caption en", NULL});
-    took = child_now_ms() - c.started_ms;
+    took = esp_now_ms() - c.started_ms;
     child_expect(&c, "a worker deaf to SIGTERM", 130, "cancelled", NULL);
     assert_true(took < 10000);
     expect_nothing_left(p, 3, true);

@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
 #include "tests/cluster/curve_rig.h"
 #include "tests/support/manifest.h"
 
@@ -74,7 +75,7 @@ static void start_worker(struct child *c, const char *name, const char *cache)
 static void kill_child(struct child *c)
 {
     kill(c->pid, SIGKILL);
-    c->started_ms = child_now_ms();
+    c->started_ms = esp_now_ms();
     child_wait(c, NULL);
     assert_int_equal(c->exit, 128 + SIGKILL);
     child_finish(c);
@@ -147,12 +148,12 @@ static unsigned count_files(const char *cache, char last[600])
 
 static void wait_for_files(const char *cache, unsigned n)
 {
-    const long start = child_now_ms();
+    const long start = esp_now_ms();
     char last[600];
     unsigned got;
 
     while ((got = count_files(cache, last)) < n) {
-        if (child_now_ms() - start > CHILD_DEADLINE_MS)
+        if (esp_now_ms() - start > CHILD_DEADLINE_MS)
             fail_msg("%u chunks on disk, expected %u", got, n);
         poll(NULL, 0, 5);
     }
@@ -201,7 +202,7 @@ static void test_empty_then_full(void **state)
         assert_true(!again || strstr(ERR(&coordinator), "from=cache"));
         curve_end(&coordinator);
         for (int i = 0; i < 2; i++) {
-            worker[i].started_ms = child_now_ms();
+            worker[i].started_ms = esp_now_ms();
             child_wait(&worker[i], NULL);
             assert_int_equal(worker[i].exit, 0);
             if (!again)

@@ -15,9 +15,9 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
 #include "tests/cluster/worker_rig.h"
 #include "tests/support/fake_stage.h"
-#include "worker/clock.h"
 
 #define MODEL "tests/golden/data/tiny"
 

@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "worker/clock.h"
+#include "proto/clock.h"
 
 static uint64_t now_ms(void)
 {

@@ -20,17 +20,11 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
+
 static char dir[64];
 static void *context;
 static void *sockets[16]; /* open ones: of a test that failed the context could not be ended otherwise */
-
-static long now_ms(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
 
 static void nap(void)
 {
@@ -155,8 +149,8 @@ void hostile_ended(struct hostile_proc *p)
 {
     int status = 0;
 
-    for (long end = now_ms() + HOSTILE_DEADLINE_MS; hostile_runs(p, &status); nap())
-        if (now_ms() > end)
+    for (int64_t end = esp_now_ms() + HOSTILE_DEADLINE_MS; hostile_runs(p, &status); nap())
+        if (esp_now_ms() > end)
             fail_with_log(p, "does not end");
     if (status)
         fail_with_log(p, "ends badly");
@@ -175,8 +169,8 @@ unsigned hostile_count(const struct hostile_proc *p, const char *text)
 
 void hostile_wait_for(const struct hostile_proc *p, const char *text, unsigned n)
 {
-    for (long end = now_ms() + HOSTILE_DEADLINE_MS; hostile_count(p, text) < n; nap())
-        if (now_ms() > end)
+    for (int64_t end = esp_now_ms() + HOSTILE_DEADLINE_MS; hostile_count(p, text) < n; nap())
+        if (esp_now_ms() > end)
             fail_with_log(p, text);
 }
 
@@ -286,9 +280,9 @@ void hostile_client_wait(struct hostile_client *c, unsigned n)
 {
     const unsigned want = c->n_answers + n;
 
-    for (long end = now_ms() + HOSTILE_DEADLINE_MS; c->n_answers < want; nap()) {
+    for (int64_t end = esp_now_ms() + HOSTILE_DEADLINE_MS; c->n_answers < want; nap()) {
         hostile_client_poll(c, c->n_started < want);
-        if (now_ms() > end)
+        if (esp_now_ms() > end)
             fail_with_log(&c->proc, "no answer in time");
     }
 }

@@ -10,24 +10,16 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
 #include "tests/fault/machines.h"
-
-double real_now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void too_late(double since, const char *what)
 {
-    if (real_now() - since > REAL_DEADLINE_MS / 1000.0)
+    if (esp_now_seconds() - since > REAL_DEADLINE_MS / 1000.0)
         fail_msg("waited in vain: %s", what);
 }
 
@@ -183,7 +175,7 @@ static struct esp_msg status_msg, drained_msg; /* the last ones */
 
 static void send(struct real_cluster *c, struct esp_msg *msg)
 {
-    const double since = real_now();
+    const double since = esp_now_seconds();
     struct esp_err err;
     esp_status st;
 
@@ -217,7 +209,7 @@ static void on_message(struct real_cluster *c, struct esp_msg *msg)
         assert_true(i < N);
         assert_int_equal(msg->token.index, c->n_tok[i]);
         c->n_tok[i]++;
-        c->token_at = real_now();
+        c->token_at = esp_now_seconds();
         break;
     case ESP_MSG_DONE:
         assert_true(i < N && !c->done[i]);
@@ -225,7 +217,7 @@ static void on_message(struct real_cluster *c, struct esp_msg *msg)
             assert_int_equal(c->n_tok[i], msg->done.best.n_ids);
         write_down(c->got[i], &msg->done);
         c->done[i] = true;
-        c->token_at = real_now();
+        c->token_at = esp_now_seconds();
         break;
     case ESP_MSG_ERROR:
         if (i < N)
@@ -258,7 +250,7 @@ bool real_take(struct real_cluster *c, int ms)
 
 void real_take_all(struct real_cluster *c)
 {
-    const double since = real_now();
+    const double since = esp_now_seconds();
 
     while (!real_take(c, 20)) {
         real_check_alive(c);
@@ -269,7 +261,7 @@ void real_take_all(struct real_cluster *c)
 const struct esp_msg_status *real_status(struct real_cluster *c)
 {
     struct esp_msg msg = {.kind = ESP_MSG_STATUS_QUERY, .status_query = {.id = ++c->last_id}};
-    const double since = real_now();
+    const double since = esp_now_seconds();
 
     send(c, &msg);
     while (status_msg.kind != ESP_MSG_STATUS || status_msg.status.id != msg.status_query.id) {
@@ -354,7 +346,7 @@ uint64_t real_drain(struct real_cluster *c, int i)
 
 struct esp_msg_drained real_drained(struct real_cluster *c, uint64_t id)
 {
-    const double since = real_now();
+    const double since = esp_now_seconds();
 
     while (drained_msg.kind != ESP_MSG_DRAINED || drained_msg.drained.id != id) {
         (void)real_take(c, 20);
@@ -365,7 +357,7 @@ struct esp_msg_drained real_drained(struct real_cluster *c, uint64_t id)
 
 void real_settle(struct real_cluster *c, uint32_t n)
 {
-    const double since = real_now();
+    const double since = esp_now_seconds();
 
     for (;;) {
         const struct esp_msg_status *s = real_status(c);

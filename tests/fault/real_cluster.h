@@ -67,6 +67,4 @@ void real_settle(struct real_cluster *c, uint32_t n);
 /** Resident memory of a process in KiB. */
 long real_rss_kib(pid_t pid);
 
-double real_now(void);
-
 #endif

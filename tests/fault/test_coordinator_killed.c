@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
 #include "tests/cluster/curve_rig.h"
 
 #define TINY        "tests/golden/data/tiny"
@@ -149,7 +150,7 @@ static void close_cluster(void)
         if (child_over(&cl.worker[i]))
             fail_msg("a worker has ended with status %d:\n%s", cl.worker[i].exit, ERR(&cl.worker[i]));
     kill(cl.coordinator.pid, SIGTERM);
-    cl.coordinator.started_ms = child_now_ms();
+    cl.coordinator.started_ms = esp_now_ms();
     child_wait(&cl.coordinator, NULL);
     assert_int_equal(cl.coordinator.exit, 0);
     look_at_log(cl.n_kills == 0);
@@ -196,7 +197,7 @@ static void kill_and_start(void)
 static void round_of_clients(uint32_t n_kills)
 {
     size_t n_new, n_before = 0;
-    long since = child_now_ms();
+    long since = esp_now_ms();
 
     for (int i = 0; i < N_CLIENTS; i++)
         start_client(i);
@@ -207,9 +208,9 @@ static void round_of_clients(uint32_t n_kills)
             n_new = 0;
         }
         if (n_new != n_before)
-            since = child_now_ms();
+            since = esp_now_ms();
         n_before = n_new;
-        if (child_now_ms() - since > DEADLINE_MS)
+        if (esp_now_ms() - since > DEADLINE_MS)
             fail_msg("nothing goes on any more; the coordinator says:\n%s", ERR(&cl.coordinator));
         usleep(5000);
     }
@@ -227,7 +228,7 @@ static void round_of_clients(uint32_t n_kills)
 
 static void killed(bool keys, uint32_t n_kills)
 {
-    const long start = child_now_ms();
+    const long start = esp_now_ms();
     uint32_t n_rounds = 0;
 
     open_cluster(keys);
@@ -237,7 +238,7 @@ static void killed(bool keys, uint32_t n_kills)
         round_of_clients(n_kills);
     close_cluster();
     print_message("%u kills in %u rounds of %d clients, %u sessions restored, %.1f s\n", cl.n_kills, n_rounds,
-                  N_CLIENTS, cl.n_restored, (double)(child_now_ms() - start) / 1000);
+                  N_CLIENTS, cl.n_restored, (double)(esp_now_ms() - start) / 1000);
     assert_true(cl.n_restored > n_kills); /* or the journal was of no use, and all was done again */
 }
 

@@ -20,6 +20,7 @@
 #include <cmocka.h>
 
 #include "model/checkpoint.h"
+#include "proto/clock.h"
 #include "tests/fault/hostile_rig.h"
 #include "tests/support/file.h"
 #include "tests/support/messages.h"
@@ -41,14 +42,6 @@
 static struct hostile_proc coordinator, worker[2];
 static char at[3][ESP_MAX_ENDPOINT + 1]; /* the coordinator's endpoint, and the workers' data endpoints */
 static struct esp_config config;
-
-static double now_s(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---- what they send ---- */
 
@@ -458,7 +451,7 @@ static void test_strangers(void **state)
     esp_rand_init(&a.rand, seed ? strtoull(seed, NULL, 10) : 1);
     for (uint32_t i = 0; i < N_PEERS; i++)
         hostile_peer_open(&a.peer[i], target(i), NULL);
-    begun = now_s();
+    begun = esp_now_seconds();
     answers = client.n_answers;
     for (size_t i = 0; i < 3; i++)
         lines[i] = hostile_count(all[i], "\n");
@@ -483,7 +476,8 @@ static void test_strangers(void **state)
         hostile_frames_finish(&a.captured[i]);
     hostile_client_wait(&client, 2);
     still_there();
-    print_message("%u messages in %.1f s, %u answers\n", a.n_sent, now_s() - begun, client.n_answers);
+    print_message("%u messages in %.1f s, %u answers\n", a.n_sent, esp_now_seconds() - begun,
+                  client.n_answers);
     for (size_t i = 0; i < 3; i++) {
         const long rss = hostile_rss(all[i]);
         const unsigned said = hostile_count(all[i], "\n") - lines[i];
@@ -492,7 +486,7 @@ static void test_strangers(void **state)
                       said);
         if (rss - all[i]->rss_kib > GROWTH_ALLOWED)
             fail_msg("%s has grown by %ld KiB", all[i]->name, rss - all[i]->rss_kib);
-        if (said > LOG_A_SECOND * (now_s() - begun + 2))
+        if (said > LOG_A_SECOND * (esp_now_seconds() - begun + 2))
             fail_msg("%s has logged %u lines", all[i]->name, said);
     }
     assert_int_equal(hostile_count(&coordinator, " lost why="), 0); /* nobody was lost on the way */

@@ -13,20 +13,13 @@
 #include <cmocka.h>
 
 #include "model/checkpoint.h"
+#include "proto/clock.h"
 #include "proto/link.h"
 #include "tests/fault/hostile_rig.h"
 
 static struct hostile_proc coordinator, worker[2];
 static char at[ESP_MAX_ENDPOINT + 1];
 static uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
-
-static double now_s(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---- a worker that lies ---- */
 
@@ -212,11 +205,11 @@ static void liar_go_on(struct liar *l, lie_fn tell)
     if (tell(l, &lie)) {
         say(l, &lie);
         l->lied = true;
-    } else if (now_s() - l->beat > 0.1) {
+    } else if (esp_now_seconds() - l->beat > 0.1) {
         struct esp_msg beat = {.kind = ESP_MSG_HEARTBEAT, .heartbeat = {.epoch = l->epoch}};
 
         say(l, &beat);
-        l->beat = now_s();
+        l->beat = esp_now_seconds();
     }
 }
 
@@ -247,7 +240,7 @@ static void cluster_down(void)
 
 static void one_lie(struct hostile_client *client, size_t which)
 {
-    const double deadline = now_s() + HOSTILE_DEADLINE_MS / 1000.0;
+    const double deadline = esp_now_seconds() + HOSTILE_DEADLINE_MS / 1000.0;
     const unsigned want = client->n_answers + 2;
     struct liar l;
 
@@ -257,13 +250,13 @@ static void one_lie(struct hostile_client *client, size_t which)
     while (hostile_count(&coordinator, "ready epoch=1") == 0) {
         liar_go_on(&l, lies[which].tell);
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-        assert_true(now_s() < deadline);
+        assert_true(esp_now_seconds() < deadline);
     }
     start_worker(1);
     while (hostile_count(&coordinator, "worker=w1 joined") == 0) {
         liar_go_on(&l, lies[which].tell);
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-        assert_true(now_s() < deadline);
+        assert_true(esp_now_seconds() < deadline);
     }
     assert_false(l.lied);
     snprintf(client->endpoint, sizeof client->endpoint, "%s", at);
@@ -271,7 +264,7 @@ static void one_lie(struct hostile_client *client, size_t which)
         liar_go_on(&l, lies[which].tell);
         hostile_client_poll(client, client->n_started < want);
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-        if (now_s() > deadline)
+        if (esp_now_seconds() > deadline)
             fail_msg("%s: no answer in time", lies[which].name);
     }
     if (!l.lied || hostile_count(&coordinator, "worker=liar epoch=1 lost why=") != 1)

@@ -15,6 +15,7 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
 #include "tests/fault/machines.h"
 #include "tests/fault/real_cluster.h"
 #include "tests/support/rand.h"
@@ -133,20 +134,20 @@ static void round_of(struct real_cluster *c, enum trouble trouble, enum phase ph
     if (phase == DRAIN) {
         drained = some_stage(c);
         (void)real_drain(c, drained);
-        due = real_now() + 1e-4 * upto(300); /* somewhere between the asking and the end */
-        while (real_now() < due)
+        due = esp_now_seconds() + 1e-4 * upto(300); /* somewhere between the asking and the end */
+        while (esp_now_seconds() < due)
             all = real_take(c, 1);
         (void)all;
         restart_drained(c, drained);
     }
     victim = some_stage(c);
-    began = real_now();
+    began = esp_now_seconds();
     make_trouble(c, trouble, victim);
     while (!real_take(c, 2)) {
         const struct esp_msg_status *s = real_status(c);
 
         if (!detected && (s->n_losses > before.n_losses || !real_worker_status(s, victim))) {
-            detected = real_now();
+            detected = esp_now_seconds();
             if (trouble == KILL && back_early)
                 end_trouble(c, trouble, victim);
         }
@@ -155,16 +156,16 @@ static void round_of(struct real_cluster *c, enum trouble trouble, enum phase ph
         if (drained >= 0)
             restart_drained(c, drained);
         real_check_alive(c);
-        if (real_now() - began > REAL_DEADLINE_MS / 1000.0)
+        if (esp_now_seconds() - began > REAL_DEADLINE_MS / 1000.0)
             fail_msg("%s: no answers", label);
     }
     compare_all(c->got, want, label);
     note_times(trouble, detected ? detected - began : 0, recovered ? recovered - began : 0);
     end_trouble(c, trouble, victim);
-    due = real_now() + REAL_DEADLINE_MS / 1000.0;
+    due = esp_now_seconds() + REAL_DEADLINE_MS / 1000.0;
     while (real_status(c)->n_workers < (uint32_t)c->n_workers) {
         restart_drained(c, drained);
-        assert_true(real_now() < due);
+        assert_true(esp_now_seconds() < due);
         esp_link_wait(NULL, 0, 20, NULL);
     }
     restart_drained(c, drained);

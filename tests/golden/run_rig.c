@@ -11,6 +11,8 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
+
 #define MAX_ARGS 80
 
 const struct fixture rig_fixtures[RIG_N_FIXTURES] = {
@@ -203,7 +205,7 @@ void rig_down(struct cluster *c)
     assert_int_equal(json_integer_value(json_object_get(status, "sessions")), 0);
     assert_int_equal(json_integer_value(json_object_get(status, "queued")), 0);
     json_decref(status);
-    c->up.started_ms = child_now_ms(); /* the deadline is for the end alone */
+    c->up.started_ms = esp_now_ms(); /* the deadline is for the end alone */
     kill(c->up.pid, SIGINT);
     child_wait(&c->up, NULL);
     child_expect(&c->up, "up", 0, NULL, NULL);

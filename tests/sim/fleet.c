@@ -16,8 +16,8 @@
 
 #include <cmocka.h>
 
+#include "proto/clock.h"
 #include "tests/support/checkpoint_writer.h"
-#include "worker/clock.h"
 
 #define POLL_US 2000
 

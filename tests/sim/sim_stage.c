@@ -11,20 +11,13 @@
 #include <time.h>
 
 #include "coordinator/cost.h"
+#include "proto/clock.h"
 #include "tests/sim/sim_device.h"
 #include "tests/sim/sim_model.h"
 #include "tests/sim/sim_shelf.h"
 #include "tests/sim/sim_stage.h"
 
 /* ---- time ---- */
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void sleep_until(uint64_t ns)
 {
@@ -44,7 +37,7 @@ static double spend(struct sim_device *d, uint64_t begun_ns, double seconds)
     asked = (uint64_t)(seconds * 1e9);
     if (asked > 0)
         sleep_until(begun_ns + asked);
-    taken = now_ns() - begun_ns;
+    taken = esp_now_ns() - begun_ns;
     atomic_fetch_add(&d->count.asked_ns, asked);
     atomic_fetch_add(&d->count.taken_ns, taken);
     return 1e-9 * (double)taken;
@@ -221,7 +214,7 @@ esp_status esp_stage_encode(struct esp_stage *s, const struct esp_msg_encode *m,
                             struct esp_stage_out *out, struct esp_err *err)
 {
     const struct esp_vision_config *v = &s->c->vision;
-    const uint64_t begun = now_ns();
+    const uint64_t begun = esp_now_ns();
     uint64_t *x = NULL;
     esp_status st = ESP_OK;
 
@@ -478,7 +471,7 @@ static esp_status step_run(struct esp_stage *s, const struct esp_msg_step *m, co
 esp_status esp_stage_step(struct esp_stage *s, const struct esp_msg_step *m, const void *data,
                           struct esp_stage_out *out, struct esp_err *err)
 {
-    const uint64_t begun = now_ns();
+    const uint64_t begun = esp_now_ns();
     const struct esp_kv_copy *copies = NULL;
     uint32_t n_copies = 0;
     double seconds = 0;

@@ -11,10 +11,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "model/file.h"
+#include "proto/clock.h"
 
 #define CHUNK_BYTES     ((size_t)8 << 20)
 #define SHARD_BYTES     2500000000ull
@@ -391,19 +391,11 @@ static esp_status put_small_files(const struct writer *w, struct esp_err *err)
 
 /* ---- the work ---- */
 
-static double now_s(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Takes chunks until none is left or one failed. Every byte has its place, so the order is of no matter. */
 static void work(struct writer *w, bool tells)
 {
     void *buf = malloc(CHUNK_BYTES);
-    double told = now_s();
+    double told = esp_now_seconds();
 
     if (!buf)
         atomic_store(&w->error, ENOMEM);
@@ -420,8 +412,8 @@ static void work(struct writer *w, bool tells)
         if (e)
             atomic_store(&w->error, e);
         atomic_fetch_add(&w->n_done, c->n_elem * w->n_elem_bytes);
-        if (tells && now_s() - told > 0.2) {
-            told = now_s();
+        if (tells && esp_now_seconds() - told > 0.2) {
+            told = esp_now_seconds();
             w->spec->progress(w->spec->user, atomic_load(&w->n_done), w->n_total);
         }
     }

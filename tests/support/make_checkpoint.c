@@ -3,11 +3,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "model/file.h"
 #include "model/preset.h"
+#include "proto/clock.h"
 #include "tests/support/checkpoint_writer.h"
 
 static void print_help(FILE *f)
@@ -140,7 +140,7 @@ int main(int argc, char **argv)
 {
     struct options o = {.spec = {.dtype = ESP_BF16, .layout = ESP_LAYOUT_PUBLISHED}};
     struct esp_err err;
-    struct timespec begin, end;
+    double begun;
     char *config;
     int rc;
 
@@ -161,15 +161,13 @@ int main(int argc, char **argv)
     o.spec.config_json = config;
     if (isatty(STDERR_FILENO))
         o.spec.progress = show_progress;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
+    begun = esp_now_seconds();
     if (esp_checkpoint_write(&o.spec, &err)) {
         fprintf(stderr, "make-checkpoint: %s\n", err.text);
         free(config);
         return 1;
     }
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    printf("%s: written in %.1f s\n", o.spec.dir,
-           (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec));
+    printf("%s: written in %.1f s\n", o.spec.dir, esp_now_seconds() - begun);
     free(config);
     return 0;
 }

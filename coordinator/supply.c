@@ -1,7 +1,6 @@
 #include "coordinator/supply.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <sodium.h>
@@ -10,19 +9,18 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "coordinator/hash_file.h"
 #include "model/file.h"
-#include "model/shape.h"
 #include "model/remote.h"
 #include "model/roles.h"
+#include "model/shape.h"
+#include "proto/clock.h"
 
 #define MAX_CONFIG_BYTES ((size_t)1 << 20)
 #define MAX_CHUNKS       (1u << 20) /* what a worker takes */
-#define KEY_BYTES        32
-#ifndef MADV_POPULATE_READ /* Linux 5.14 */
+#ifndef MADV_POPULATE_READ          /* Linux 5.14 */
 #define MADV_POPULATE_READ 22
 #endif
 
@@ -47,8 +45,8 @@ enum made { NOT_WANTED, WANTED, MADE, IMPOSSIBLE };
 struct esp_supply {
     const struct esp_checkpoint *ck;
     const struct esp_log *log;
-    uint8_t fingerprint[ESP_FINGERPRINT_BYTES], key[KEY_BYTES];
-    char dir[4000], path[4096]; /* of the file of hashes; "": none */
+    uint8_t fingerprint[ESP_FINGERPRINT_BYTES];
+    struct esp_hash_file kept; /* the hashes of an earlier run */
     uint32_t chunk_bytes, n_tensor, n_chunk;
     const struct esp_tensor **tensor;
     struct esp_tensor_info *info;
@@ -112,109 +110,6 @@ static bool is_stopped(struct esp_supply *s)
 
 /* ---- the manifest ---- */
 
-static void hash_u64(crypto_generichash_state *h, uint64_t v)
-{
-    crypto_generichash_update(h, (const unsigned char *)&v, sizeof v);
-}
-
-/* What the hashes depend on: which bytes of which files, by the files' size, time and place on disk. */
-static void make_key(struct esp_supply *s)
-{
-    crypto_generichash_state h;
-    struct stat sb = {0};
-    const char *last = NULL;
-
-    crypto_generichash_init(&h, NULL, 0, KEY_BYTES);
-    crypto_generichash_update(&h, s->fingerprint, sizeof s->fingerprint);
-    hash_u64(&h, s->chunk_bytes);
-    for (uint32_t i = 0; i < s->n_tensor; i++) {
-        const struct esp_tensor *t = s->tensor[i];
-
-        if (!last || strcmp(last, t->file) != 0) {
-            if (stat(t->file, &sb) != 0)
-                s->path[0] = '\0'; /* it was there a moment ago: nothing is kept of a thing like that */
-            last = t->file;
-        }
-        hash_u64(&h, s->info[i].role);
-        hash_u64(&h, s->info[i].layer);
-        hash_u64(&h, s->info[i].dtype);
-        hash_u64(&h, t->n_bytes);
-        hash_u64(&h, (uint64_t)sb.st_dev);
-        hash_u64(&h, (uint64_t)sb.st_ino);
-        hash_u64(&h, (uint64_t)sb.st_size);
-        hash_u64(&h, (uint64_t)sb.st_mtim.tv_sec);
-        hash_u64(&h, (uint64_t)sb.st_mtim.tv_nsec);
-    }
-    crypto_generichash_final(&h, s->key, KEY_BYTES);
-}
-
-static void seal(uint8_t out[KEY_BYTES], const struct esp_supply *s, const uint8_t *hashes)
-{
-    crypto_generichash(out, KEY_BYTES, hashes, (size_t)s->n_chunk * ESP_HASH_BYTES, s->key, KEY_BYTES);
-}
-
-/* The file: the key, a seal over the hashes under that key, the hashes. */
-static bool read_hashes(struct esp_supply *s)
-{
-    const size_t n_hashes = (size_t)s->n_chunk * ESP_HASH_BYTES;
-    uint8_t sum[KEY_BYTES];
-    char *text;
-    size_t n;
-    bool good;
-
-    if (!s->path[0] || !esp_file_exists(s->path) ||
-        esp_file_read(&text, &n, s->path, n_hashes + 2 * KEY_BYTES, NULL))
-        return false;
-    good = n == n_hashes + 2 * KEY_BYTES && memcmp(text, s->key, KEY_BYTES) == 0;
-    if (good) {
-        memcpy(s->hashes, text + 2 * KEY_BYTES, n_hashes);
-        seal(sum, s, s->hashes);
-        good = memcmp(text + KEY_BYTES, sum, KEY_BYTES) == 0;
-    }
-    free(text);
-    return good;
-}
-
-static void write_hashes(const struct esp_supply *s)
-{
-    uint8_t sum[KEY_BYTES];
-    char other[sizeof s->path + 8];
-    struct esp_err why;
-    bool good;
-    FILE *f;
-    int fd;
-
-    if (!s->path[0])
-        return;
-    if (esp_file_make_dir(s->dir, &why)) {
-        esp_log(s->log, ESP_LOG_WARN, "manifest_not_kept why=\"%s\"", why.text);
-        return;
-    }
-    seal(sum, s, s->hashes);
-    snprintf(other, sizeof other, "%s.XXXXXX", s->path);
-    fd = mkostemp(other, O_CLOEXEC);
-    f = fd >= 0 ? fdopen(fd, "wb") : NULL;
-    if (!f && fd >= 0)
-        close(fd);
-    good = f && fwrite(s->key, 1, KEY_BYTES, f) == KEY_BYTES && fwrite(sum, 1, KEY_BYTES, f) == KEY_BYTES &&
-           fwrite(s->hashes, ESP_HASH_BYTES, s->n_chunk, f) == s->n_chunk;
-    if (f && fclose(f) != 0)
-        good = false;
-    if (good && rename(other, s->path) == 0)
-        return;
-    esp_log(s->log, ESP_LOG_WARN, "manifest_not_kept path=%s why=\"%s\"", s->path, strerror(errno));
-    if (fd >= 0)
-        unlink(other);
-}
-
-static double seconds(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static esp_status hash_all(struct esp_supply *s, struct esp_err *err)
 {
     uint8_t *out = s->hashes;
@@ -250,17 +145,17 @@ static void wake_owner(struct esp_supply *s)
 
 static void make_manifest(struct esp_supply *s)
 {
-    const double start = seconds();
+    const double start = esp_now_seconds();
     struct esp_err err = {0};
-    const bool known = read_hashes(s);
+    const bool known = esp_hash_file_read(s->hashes, &s->kept, s->n_chunk);
     esp_status st = known ? ESP_OK : hash_all(s, &err);
 
     if (!st && !known)
-        write_hashes(s);
+        esp_hash_file_write(&s->kept, s->hashes, s->n_chunk, s->log);
     if (!st)
         esp_log(s->log, ESP_LOG_INFO, "manifest tensors=%u chunks=%u chunk_kib=%u from=%s seconds=%.2f",
                 s->n_tensor, s->n_chunk, s->chunk_bytes >> 10, known ? "cache" : "weights",
-                seconds() - start);
+                esp_now_seconds() - start);
     pthread_mutex_lock(&s->lock);
     s->made = st ? IMPOSSIBLE : MADE;
     s->why = err;
@@ -377,21 +272,6 @@ static esp_status list_tensors(struct esp_supply *s, struct esp_err *err)
     return ESP_OK;
 }
 
-/* Where hashes are kept; nowhere if there is no place. Nothing is made before there is something to keep. */
-static void choose_path(struct esp_supply *s, const char *cache_dir)
-{
-    char hex[2 * ESP_FINGERPRINT_BYTES + 1];
-
-    if (cache_dir)
-        snprintf(s->dir, sizeof s->dir, "%s", cache_dir);
-    else if (esp_file_cache_dir(s->dir, sizeof s->dir, "manifests", NULL))
-        return;
-    if (!s->dir[0])
-        return;
-    sodium_bin2hex(hex, sizeof hex, s->fingerprint, sizeof s->fingerprint);
-    snprintf(s->path, sizeof s->path, "%s/%s-%u", s->dir, hex, s->chunk_bytes >> 10);
-}
-
 static esp_status read_config(struct esp_supply *s, struct esp_err *err)
 {
     char path[4096], *text;
@@ -458,8 +338,8 @@ esp_status esp_supply_create(struct esp_supply **out, const struct esp_checkpoin
         st = read_config(s, err);
     if (st)
         goto done;
-    choose_path(s, options->cache_dir);
-    make_key(s);
+    esp_hash_file_init(&s->kept, options->cache_dir, fingerprint, s->chunk_bytes, s->tensor, s->info,
+                       s->n_tensor);
     st = start(s, err);
     if (st)
         goto done;

@@ -65,5 +65,6 @@ bad|worker/serve.c|#include "espalier.pb-c.h"
 bad|coordinator/token.c|#include <sentencepiece_processor.h>
 bad|coordinator/journal.c|#include <sqlite3.h>
 fine|coordinator/journal_store.c|#include <sqlite3.h>
+fine|coordinator/journal_store_state.h|#include <sqlite3.h>
 CASES
 exit $failed

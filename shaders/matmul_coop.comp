@@ -5,7 +5,11 @@
 // activations have outliers. So each row of x is scaled by a power of two that brings its largest element to [2^14, 2^15)
 // (row_scale.comp), and taken as hi + lo, both float16: exact to 22 bits for all that is within 2^-26 of the largest, at
 // two products instead of one. Weights: float16 are themselves; bfloat16 fit exactly from 2^-17 up to 65504, below they
-// are rounded to multiples of 2^-24.
+// are rounded to multiples of 2^-24. A weight of q4 is d (q - z / 4): 16 .. 31 times -63 .. 60 and a power of two, which
+// float16's 11 bits hold, so q4 goes the same way, exactly for every d from 2^-18 up to 2^11. q8 has 15 bits: rounded to
+// float16 it would cost the sums half of their digits, and as hi + lo one product more. So the units multiply q itself, an
+// integer, and each block's sum of 32 k is multiplied by d as it is added, in float32: exact for every d, at an eighth or so
+// of the products' time.
 //
 // A workgroup of four subgroups takes BM rows by BN columns, a quarter a subgroup, 32 k at a time through shared memory;
 // while a round is multiplied the next one is on its way. k rises in every sum, and a unit's rows do not meet, so a row's
@@ -39,11 +43,74 @@ const uint STRIDE = BK / 4 + 2; // quads of a row in shared memory, two more so 
 const uint FM = BM / 2 / TM, FN = BN / 2 / TN; // products of a subgroup
 const uint NX = BM * (BK / 4) / THREADS;       // quads of x that a thread brings along in a round
 const uint NW = BN * (BK / 8) / THREADS;       // the same of W, eight k each
+const uint NK = BK / TK;                       // units along k in a round, which is a block of quantised weights
+const uint ND = (BN + THREADS - 1) / THREADS;  // q8: words of scales that a thread brings along
 const uint W = TN < 16 ? 16 : TN;              // columns finished together: a gate group and its up group at least
 
 shared f16vec4 xh[BM * STRIDE], xl[BM * STRIDE], ws[BN * STRIDE];
 shared float done[4 * TM * W];
 shared float scales[BM];
+
+// What a thread brings along of W: eight k of a row as they are stored, so that nothing waits for them until the round
+// before has been multiplied.
+struct Piece {
+#if defined(ESP_W_Q8)
+    uvec2 t;
+#elif defined(ESP_W_Q4)
+    uint t, side; // of two rows
+#else
+    uvec4 t;
+#endif
+};
+
+// Row r of group g, columns from 8 * kc on.
+Piece piece_load(const uint g, const uint kc, const uint r)
+{
+    Piece v;
+#if defined(ESP_W_Q8)
+    const uint i = p.w_at + (g * (p.k4 / 8) + kc / 4) * 17 + 1 + kc / 2 % 2 * 8 + r;
+    v.t = uvec2(W_LOAD(i)[kc % 2 * 2], W_LOAD(i)[kc % 2 * 2 + 1]);
+#elif defined(ESP_W_Q4)
+    const uint block = p.w_at + (g * (p.k4 / 8) + kc / 4) * 9;
+    v.side = W_LOAD(block)[r / 2];
+    v.t = W_LOAD(block + 1 + r)[kc % 4];
+#else
+    v.t = W_LOAD(p.w_at + (g * (p.k4 / 2) + kc) * 8 + r);
+#endif
+    return v;
+}
+
+void piece_store(const uint at, const Piece v, const uint r)
+{
+    vec4 a, b;
+#if defined(ESP_W_Q8)
+    a = w_q8_ints(v.t.x);
+    b = w_q8_ints(v.t.y);
+#elif defined(ESP_W_Q4)
+    const uint side = v.side >> (r % 2 * 16) & 0xffffu;
+    a = w_q4(side, v.t);
+    b = w_q4(side, v.t >> 16);
+#else
+    w_unpack8(v.t, a, b);
+#endif
+    ws[at] = f16vec4(a);
+    ws[at + 1] = f16vec4(b);
+}
+
+#if defined(ESP_W_Q8)
+shared float ds[BN]; // d of the blocks at hand, one a column
+
+// Of column c of the workgroup and its neighbour, in the block that begins with quad q0.
+uint d_load(const uint g0, const uint q0, const uint c)
+{
+    return W_LOAD(p.w_at + (min(g0 + c / 8, p.n_group - 1) * (p.k4 / 8) + q0 / 8) * 17)[c % 8 / 2];
+}
+
+void d_store(const uint c, const uint two)
+{
+    ds[c] = uintBitsToFloat(c % 2 == 0 ? two << 16 : two & 0xffff0000u);
+}
+#endif
 
 void main()
 {
@@ -60,7 +127,7 @@ void main()
         acc[i] = coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator>(0.0);
 
     vec4 x[NX];
-    vec4 wa[NW], wb[NW];
+    Piece w[NW];
     uint x_from[NX];
     [[unroll]] for (uint i = 0; i < NX; i++) { // rows past the end: any, never stored
         const uint e = id + THREADS * i;
@@ -69,8 +136,13 @@ void main()
     }
     [[unroll]] for (uint i = 0; i < NW; i++) {
         const uint e = id + THREADS * i;
-        w_load8(p.w_at, p.k4, min(g0 + e / 32, p.n_group - 1), e / 8 % 4, e % 8, wa[i], wb[i]);
+        w[i] = piece_load(min(g0 + e / 32, p.n_group - 1), e / 8 % 4, e % 8);
     }
+#if defined(ESP_W_Q8)
+    uint d[ND];
+    [[unroll]] for (uint i = 0; i < ND; i++)
+        d[i] = d_load(g0, 0, min(id + THREADS * i, BN - 1));
+#endif
     for (uint i = id; i < BM; i += THREADS)
         scales[i] = esp_floats(p.act).at[p.scale_at * 4 + min(row0 + i, n_row - 1)];
 
@@ -86,20 +158,53 @@ void main()
         }
         [[unroll]] for (uint i = 0; i < NW; i++) {
             const uint e = id + THREADS * i;
-            const uint at = (e / 32 * 8 + e % 8) * STRIDE + e / 8 % 4 * 2;
-            ws[at] = f16vec4(wa[i]);
-            ws[at + 1] = f16vec4(wb[i]);
+            piece_store((e / 32 * 8 + e % 8) * STRIDE + e / 8 % 4 * 2, w[i], e % 8);
         }
+#if defined(ESP_W_Q8)
+        [[unroll]] for (uint i = 0; i < ND; i++)
+            if (id + THREADS * i < BN)
+                d_store(id + THREADS * i, d[i]);
+#endif
         barrier(); // the round is there
         if (q0 + BK / 4 < p.k4) {
             [[unroll]] for (uint i = 0; i < NX; i++)
                 x[i] = ACT_LOAD(x_from[i] + q0 + BK / 4);
             [[unroll]] for (uint i = 0; i < NW; i++) {
                 const uint e = id + THREADS * i;
-                w_load8(p.w_at, p.k4, min(g0 + e / 32, p.n_group - 1), (q0 + BK / 4) / 2 + e / 8 % 4, e % 8, wa[i],
-                        wb[i]);
+                w[i] = piece_load(min(g0 + e / 32, p.n_group - 1), (q0 + BK / 4) / 2 + e / 8 % 4, e % 8);
+            }
+#if defined(ESP_W_Q8)
+            [[unroll]] for (uint i = 0; i < ND; i++)
+                d[i] = d_load(g0, q0 + BK / 4, min(id + THREADS * i, BN - 1));
+#endif
+        }
+#if defined(ESP_W_Q8)
+        coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB> b[FN * NK];
+        coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator> by[FN];
+        [[unroll]] for (uint j = 0; j < FN; j++) {
+            coopMatLoad(by[j], ds, sn + j * TN, 0, gl_CooperativeMatrixLayoutRowMajor); // every row the same
+            [[unroll]] for (uint k = 0; k < NK; k++)
+                coopMatLoad(b[j * NK + k], ws, (sn + j * TN) * STRIDE + k * TK / 4, STRIDE,
+                            gl_CooperativeMatrixLayoutColumnMajor);
+        }
+        [[unroll]] for (uint i = 0; i < FM; i++) {
+            coopmat<float16_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA> hi[NK], lo[NK];
+            [[unroll]] for (uint k = 0; k < NK; k++) {
+                const uint at = (sm + i * TM) * STRIDE + k * TK / 4;
+                coopMatLoad(hi[k], xh, at, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+                coopMatLoad(lo[k], xl, at, STRIDE, gl_CooperativeMatrixLayoutRowMajor);
+            }
+            [[unroll]] for (uint j = 0; j < FN; j++) {
+                coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator> part =
+                    coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator>(0.0);
+                [[unroll]] for (uint k = 0; k < NK; k++) {
+                    part = coopMatMulAdd(hi[k], b[j * NK + k], part);
+                    part = coopMatMulAdd(lo[k], b[j * NK + k], part);
+                }
+                acc[i * FN + j] = acc[i * FN + j] + part * by[j];
             }
         }
+#else
         [[dont_unroll]] for (uint k = 0; k < BK; k += TK) {
             coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB> b[FN];
             [[unroll]] for (uint j = 0; j < FN; j++)
@@ -114,6 +219,7 @@ void main()
                     acc[i * FN + j] = coopMatMulAdd(lo, b[j], acc[i * FN + j]);
             }
         }
+#endif
     }
 
     const uint mine = gl_SubgroupID * TM * W;

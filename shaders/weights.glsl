@@ -17,10 +17,15 @@ uint w_scale_of(const uvec4 t, const uint r)
 }
 
 #if defined(ESP_W_Q8)
+vec4 w_q8_ints(const uint q)
+{
+    return vec4((ivec4(int(q)) << ivec4(24, 16, 8, 0)) >> 24);
+}
+
 // Four weights: their bytes, and the scale.
 vec4 w_q8(const uint d, const uint q)
 {
-    return uintBitsToFloat(d << 16) * vec4((ivec4(int(q)) << ivec4(24, 16, 8, 0)) >> 24);
+    return uintBitsToFloat(d << 16) * w_q8_ints(q);
 }
 #else
 // Four weights: their 4-bit numbers in the low half of q, and what stands beside their block.

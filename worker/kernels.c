@@ -24,6 +24,8 @@
 #ifdef ESP_COOP
 #include "esp_spv_matmul_coop_bf16.h"
 #include "esp_spv_matmul_coop_f16.h"
+#include "esp_spv_matmul_coop_q4.h"
+#include "esp_spv_matmul_coop_q8.h"
 #endif
 #include "esp_spv_matmul_plain_bf16.h"
 #include "esp_spv_matmul_plain_f16.h"
@@ -109,6 +111,8 @@ static const struct esp_kernel_code table[] = {
 #ifdef ESP_COOP
     ROW(MATMUL_COOP, GPU, BF16_, matmul_coop_bf16, 0, 0), /* tiles: struct esp_vk_choice */
     ROW(MATMUL_COOP, GPU, F16_, matmul_coop_f16, 0, 0),
+    ROW(MATMUL_COOP, GPU, Q8_, matmul_coop_q8, 0, 0),
+    ROW(MATMUL_COOP, GPU, Q4_, matmul_coop_q4, 0, 0),
 #endif
     ROW(MATMUL, PLAIN, BF16_, matmul_plain_bf16, 64, 8),
     ROW(MATMUL, PLAIN, F16_, matmul_plain_f16, 64, 8),

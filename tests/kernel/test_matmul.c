@@ -21,6 +21,7 @@ struct product_case {
     bool bias;
     uint32_t outliers; /* channels of x that are 1e4 times as large */
     uint32_t parts;    /* 0: 1 */
+    double size;       /* of the weights, times 2 / sqrt(k) */
 };
 
 /*
@@ -48,110 +49,126 @@ static double row_tolerance(const struct product_case *c)
 #define CAP__ ESP_EPI_SOFTCAP
 
 static const struct product_case cases[] = {
-    /* n, k, rows, few, dtype, epilogue, bias, outliers, parts */
+    /* n, k, rows, few, dtype, epilogue, bias, outliers, parts, size */
     /* ragged rows around the tiles of 8 and 64 */
-    {144, 304, 1, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 2, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 3, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 5, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 8, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 9, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 17, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 63, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 64, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 65, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 256, 0, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 260, 0, ESP_BF16, NONE_, true, 0, 0},
+    {144, 304, 1, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 2, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 3, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 5, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 8, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 9, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 17, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 63, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 64, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 65, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 256, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 260, 0, ESP_BF16, NONE_, true, 0, 0, 1},
     /* ragged N and K, every dtype */
-    {1, 1, 3, 0, ESP_BF16, NONE_, true, 0, 0},
-    {7, 31, 3, 0, ESP_F16, NONE_, true, 0, 0},
-    {33, 33, 9, 0, ESP_F32, NONE_, true, 0, 0},
-    {404, 144, 9, 0, ESP_F32, NONE_, true, 0, 0},
-    {144, 404, 9, 0, ESP_F16, NONE_, false, 0, 0},
-    {216, 404, 17, 0, ESP_BF16, NONE_, false, 0, 0},
-    {31, 216, 17, 0, ESP_F32, NONE_, false, 0, 0},
-    {216, 65, 17, 0, ESP_F16, NONE_, false, 0, 0},
-    {144, 588, 16, 0, ESP_BF16, NONE_, true, 0, 0},
+    {1, 1, 3, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {7, 31, 3, 0, ESP_F16, NONE_, true, 0, 0, 1},
+    {33, 33, 9, 0, ESP_F32, NONE_, true, 0, 0, 1},
+    {404, 144, 9, 0, ESP_F32, NONE_, true, 0, 0, 1},
+    {144, 404, 9, 0, ESP_F16, NONE_, false, 0, 0, 1},
+    {216, 404, 17, 0, ESP_BF16, NONE_, false, 0, 0, 1},
+    {31, 216, 17, 0, ESP_F32, NONE_, false, 0, 0, 1},
+    {216, 65, 17, 0, ESP_F16, NONE_, false, 0, 0, 1},
+    {144, 588, 16, 0, ESP_BF16, NONE_, true, 0, 0, 1},
     /* every epilogue, every dtype */
-    {304, 144, 65, 0, ESP_BF16, GELU_, true, 0, 0},
-    {304, 144, 65, 0, ESP_F16, GELU_, true, 0, 0},
-    {304, 144, 65, 0, ESP_F32, GELU_, true, 0, 0},
-    {144, 304, 65, 0, ESP_BF16, ADD_, true, 0, 0},
-    {144, 304, 65, 0, ESP_F16, ADD_, false, 0, 0},
-    {144, 304, 65, 0, ESP_F32, ADD_, true, 0, 0},
-    {404, 216, 65, 0, ESP_BF16, GEGLU, false, 0, 0},
-    {404, 216, 65, 0, ESP_F16, GEGLU, false, 0, 0},
-    {404, 216, 65, 0, ESP_F32, GEGLU, false, 0, 0},
-    {5, 216, 3, 0, ESP_BF16, GEGLU, false, 0, 0},
-    {404, 216, 9, 0, ESP_BF16, CAP__, false, 0, 0},
-    {404, 216, 9, 0, ESP_F32, CAP__, false, 0, 0},
+    {304, 144, 65, 0, ESP_BF16, GELU_, true, 0, 0, 1},
+    {304, 144, 65, 0, ESP_F16, GELU_, true, 0, 0, 1},
+    {304, 144, 65, 0, ESP_F32, GELU_, true, 0, 0, 1},
+    {144, 304, 65, 0, ESP_BF16, ADD_, true, 0, 0, 1},
+    {144, 304, 65, 0, ESP_F16, ADD_, false, 0, 0, 1},
+    {144, 304, 65, 0, ESP_F32, ADD_, true, 0, 0, 1},
+    {404, 216, 65, 0, ESP_BF16, GEGLU, false, 0, 0, 1},
+    {404, 216, 65, 0, ESP_F16, GEGLU, false, 0, 0, 1},
+    {404, 216, 65, 0, ESP_F32, GEGLU, false, 0, 0, 1},
+    {5, 216, 3, 0, ESP_BF16, GEGLU, false, 0, 0, 1},
+    {404, 216, 9, 0, ESP_BF16, CAP__, false, 0, 0, 1},
+    {404, 216, 9, 0, ESP_F32, CAP__, false, 0, 0, 1},
     /* outliers */
-    {144, 304, 17, 0, ESP_BF16, NONE_, true, 3, 0},
-    {144, 304, 17, 0, ESP_F16, GELU_, true, 3, 0},
-    {144, 304, 17, 0, ESP_F32, ADD_, true, 3, 0},
-    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 3, 0},
-    {404, 216, 17, 0, ESP_F16, CAP__, false, 3, 0},
+    {144, 304, 17, 0, ESP_BF16, NONE_, true, 3, 0, 1},
+    {144, 304, 17, 0, ESP_F16, GELU_, true, 3, 0, 1},
+    {144, 304, 17, 0, ESP_F32, ADD_, true, 3, 0, 1},
+    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 3, 0, 1},
+    {404, 216, 17, 0, ESP_F16, CAP__, false, 3, 0, 1},
     /* in several pieces */
-    {144, 304, 17, 0, ESP_BF16, ADD_, true, 0, 2},
-    {404, 216, 17, 0, ESP_F16, GELU_, true, 0, 5},
-    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 0, 3},
-    {404, 216, 17, 0, ESP_F32, CAP__, false, 0, 8},
+    {144, 304, 17, 0, ESP_BF16, ADD_, true, 0, 2, 1},
+    {404, 216, 17, 0, ESP_F16, GELU_, true, 0, 5, 1},
+    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 0, 3, 1},
+    {404, 216, 17, 0, ESP_F32, CAP__, false, 0, 8, 1},
     /* a few rows: below, at and above what one workgroup takes */
-    {144, 304, 1, 1, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 3, 1, ESP_F16, NONE_, true, 0, 0},
-    {144, 304, 1, 2, ESP_F32, NONE_, true, 0, 0},
-    {144, 304, 2, 2, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 5, 2, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 3, 4, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 4, 4, ESP_F16, NONE_, true, 0, 0},
-    {144, 304, 9, 4, ESP_F32, NONE_, true, 0, 0},
-    {144, 304, 5, 8, ESP_BF16, NONE_, true, 0, 0},
-    {144, 304, 8, 8, ESP_F32, NONE_, true, 0, 0},
-    {144, 304, 17, 8, ESP_BF16, NONE_, true, 0, 0},
-    {1, 1, 2, 2, ESP_BF16, NONE_, true, 0, 0},
-    {31, 216, 2, 2, ESP_F32, NONE_, true, 0, 0},
-    {216, 404, 1, 1, ESP_F16, NONE_, false, 0, 0},
-    {216, 31, 1, 1, ESP_F16, NONE_, false, 0, 0},
-    {304, 144, 3, 4, ESP_BF16, GELU_, true, 0, 0},
-    {144, 404, 3, 4, ESP_BF16, ADD_, true, 0, 0},
-    {144, 404, 1, 1, ESP_F32, ADD_, true, 0, 0},
-    {404, 144, 1, 1, ESP_BF16, GEGLU, false, 0, 0},
-    {404, 144, 2, 2, ESP_F16, GEGLU, false, 0, 0},
-    {404, 144, 7, 4, ESP_F32, GEGLU, false, 0, 0},
-    {5, 144, 11, 8, ESP_BF16, GEGLU, false, 0, 0},
-    {404, 144, 7, 8, ESP_BF16, CAP__, false, 0, 0},
-    {144, 304, 5, 4, ESP_BF16, NONE_, true, 3, 0},
-    {404, 144, 3, 2, ESP_F16, GEGLU, false, 3, 0},
-    {404, 144, 1, 1, ESP_F32, CAP__, false, 3, 0},
-    {404, 144, 5, 4, ESP_BF16, GEGLU, false, 0, 3},
-    {404, 144, 5, 8, ESP_F16, ADD_, true, 0, 8},
+    {144, 304, 1, 1, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 3, 1, ESP_F16, NONE_, true, 0, 0, 1},
+    {144, 304, 1, 2, ESP_F32, NONE_, true, 0, 0, 1},
+    {144, 304, 2, 2, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 5, 2, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 3, 4, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 4, 4, ESP_F16, NONE_, true, 0, 0, 1},
+    {144, 304, 9, 4, ESP_F32, NONE_, true, 0, 0, 1},
+    {144, 304, 5, 8, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 8, 8, ESP_F32, NONE_, true, 0, 0, 1},
+    {144, 304, 17, 8, ESP_BF16, NONE_, true, 0, 0, 1},
+    {1, 1, 2, 2, ESP_BF16, NONE_, true, 0, 0, 1},
+    {31, 216, 2, 2, ESP_F32, NONE_, true, 0, 0, 1},
+    {216, 404, 1, 1, ESP_F16, NONE_, false, 0, 0, 1},
+    {216, 31, 1, 1, ESP_F16, NONE_, false, 0, 0, 1},
+    {304, 144, 3, 4, ESP_BF16, GELU_, true, 0, 0, 1},
+    {144, 404, 3, 4, ESP_BF16, ADD_, true, 0, 0, 1},
+    {144, 404, 1, 1, ESP_F32, ADD_, true, 0, 0, 1},
+    {404, 144, 1, 1, ESP_BF16, GEGLU, false, 0, 0, 1},
+    {404, 144, 2, 2, ESP_F16, GEGLU, false, 0, 0, 1},
+    {404, 144, 7, 4, ESP_F32, GEGLU, false, 0, 0, 1},
+    {5, 144, 11, 8, ESP_BF16, GEGLU, false, 0, 0, 1},
+    {404, 144, 7, 8, ESP_BF16, CAP__, false, 0, 0, 1},
+    {144, 304, 5, 4, ESP_BF16, NONE_, true, 3, 0, 1},
+    {404, 144, 3, 2, ESP_F16, GEGLU, false, 3, 0, 1},
+    {404, 144, 1, 1, ESP_F32, CAP__, false, 3, 0, 1},
+    {404, 144, 5, 4, ESP_BF16, GEGLU, false, 0, 3, 1},
+    {404, 144, 5, 8, ESP_F16, ADD_, true, 0, 8, 1},
     /* SigLIP So400m: QKV in one, fc1, fc2, the projector, patches of 3*14*14 */
-    {1152, 588, 32, 0, ESP_BF16, NONE_, true, 0, 0},
-    {3456, 1152, 17, 0, ESP_BF16, NONE_, true, 4, 0},
-    {4304, 1152, 65, 0, ESP_BF16, GELU_, true, 4, 0},
-    {1152, 4304, 64, 0, ESP_BF16, ADD_, true, 4, 0},
-    {2048, 1152, 9, 0, ESP_F16, NONE_, true, 0, 0},
+    {1152, 588, 32, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {3456, 1152, 17, 0, ESP_BF16, NONE_, true, 4, 0, 1},
+    {4304, 1152, 65, 0, ESP_BF16, GELU_, true, 4, 0, 1},
+    {1152, 4304, 64, 0, ESP_BF16, ADD_, true, 4, 0, 1},
+    {2048, 1152, 9, 0, ESP_F16, NONE_, true, 0, 0, 1},
     /* Gemma 2B: QKV in one, O, gate and up, down */
-    {2560, 2048, 33, 0, ESP_BF16, NONE_, false, 4, 0},
-    {2560, 2048, 1, 1, ESP_BF16, NONE_, false, 4, 0},
-    {2048, 2048, 2, 2, ESP_BF16, ADD_, false, 4, 0},
-    {16384, 2048, 9, 0, ESP_BF16, GEGLU, false, 4, 0},
-    {16384, 2048, 1, 1, ESP_BF16, GEGLU, false, 4, 0},
-    {2048, 16384, 9, 0, ESP_BF16, ADD_, false, 4, 0},
-    {2048, 16384, 3, 4, ESP_BF16, ADD_, false, 4, 0},
+    {2560, 2048, 33, 0, ESP_BF16, NONE_, false, 4, 0, 1},
+    {2560, 2048, 1, 1, ESP_BF16, NONE_, false, 4, 0, 1},
+    {2048, 2048, 2, 2, ESP_BF16, ADD_, false, 4, 0, 1},
+    {16384, 2048, 9, 0, ESP_BF16, GEGLU, false, 4, 0, 1},
+    {16384, 2048, 1, 1, ESP_BF16, GEGLU, false, 4, 0, 1},
+    {2048, 16384, 9, 0, ESP_BF16, ADD_, false, 4, 0, 1},
+    {2048, 16384, 3, 4, ESP_BF16, ADD_, false, 4, 0, 1},
 };
 
 /* As q8 and as q4, of each stored type, against the quantised values. */
 static const struct product_case quantised[] = {
-    {144, 304, 65, 0, ESP_BF16, NONE_, true, 0, 0},    {1, 1, 3, 0, ESP_F32, NONE_, true, 0, 0},
-    {33, 65, 9, 0, ESP_F16, GELU_, true, 3, 0},        {144, 588, 16, 0, ESP_BF16, ADD_, true, 3, 2},
-    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 3, 3},   {404, 216, 9, 0, ESP_F32, CAP__, false, 0, 8},
-    {144, 304, 1, 1, ESP_BF16, NONE_, true, 0, 0},     {1, 1, 2, 2, ESP_BF16, NONE_, true, 0, 0},
-    {31, 216, 2, 2, ESP_F32, NONE_, true, 0, 0},       {304, 144, 5, 4, ESP_BF16, GELU_, true, 3, 2},
-    {144, 404, 9, 8, ESP_F16, ADD_, true, 3, 0},       {404, 144, 1, 1, ESP_BF16, GEGLU, false, 0, 3},
-    {404, 144, 7, 8, ESP_F32, GEGLU, false, 3, 0},     {404, 144, 7, 8, ESP_BF16, CAP__, false, 0, 8},
-    {1152, 4304, 17, 0, ESP_BF16, ADD_, true, 4, 0},   {16384, 2048, 9, 0, ESP_BF16, GEGLU, false, 4, 0},
-    {16384, 2048, 1, 1, ESP_BF16, GEGLU, false, 4, 0}, {2048, 16384, 3, 4, ESP_BF16, ADD_, false, 4, 0},
+    {144, 304, 65, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {1, 1, 3, 0, ESP_F32, NONE_, true, 0, 0, 1},
+    {33, 65, 9, 0, ESP_F16, GELU_, true, 3, 0, 1},
+    {144, 588, 16, 0, ESP_BF16, ADD_, true, 3, 2, 1},
+    {404, 216, 17, 0, ESP_BF16, GEGLU, false, 3, 3, 1},
+    {404, 216, 9, 0, ESP_F32, CAP__, false, 0, 8, 1},
+    {144, 304, 1, 1, ESP_BF16, NONE_, true, 0, 0, 1},
+    {1, 1, 2, 2, ESP_BF16, NONE_, true, 0, 0, 1},
+    {31, 216, 2, 2, ESP_F32, NONE_, true, 0, 0, 1},
+    {304, 144, 5, 4, ESP_BF16, GELU_, true, 3, 2, 1},
+    {144, 404, 9, 8, ESP_F16, ADD_, true, 3, 0, 1},
+    {404, 144, 1, 1, ESP_BF16, GEGLU, false, 0, 3, 1},
+    {404, 144, 7, 8, ESP_F32, GEGLU, false, 3, 0, 1},
+    {404, 144, 7, 8, ESP_BF16, CAP__, false, 0, 8, 1},
+    {144, 304, 31, 0, ESP_BF16, NONE_, true, 0, 0, 1},
+    {144, 304, 32, 0, ESP_BF16, ADD_, true, 0, 3, 1},
+    {144, 304, 33, 0, ESP_F16, GELU_, false, 0, 0, 1},
+    {24, 32, 260, 0, ESP_BF16, NONE_, true, 3, 0, 1},
+    {1152, 4304, 17, 0, ESP_BF16, ADD_, true, 4, 0, 1},
+    {16384, 2048, 9, 0, ESP_BF16, GEGLU, false, 4, 0, 1},
+    /* weights that float16 alone would have as subnormals, or nearly overflow at */
+    {.n = 144, .k = 304, .rows = 17, .dtype = ESP_BF16, .outliers = 3, .size = 0x1p-11},
+    {.n = 144, .k = 304, .rows = 17, .dtype = ESP_F32, .size = 0x1p16},
+    {16384, 2048, 1, 1, ESP_BF16, GEGLU, false, 4, 0, 1},
+    {2048, 16384, 3, 4, ESP_BF16, ADD_, false, 4, 0, 1},
 };
 
 /*
@@ -199,6 +216,7 @@ static void expect(double *want, double *squeeze, const struct product_case *c, 
 static bool run_case(const struct product_case *c, enum esp_wtype as, uint64_t seed)
 {
     const bool pairs = c->epilogue == ESP_EPI_GEGLU;
+    const double std = c->size * 2 / sqrt(c->k);
     struct esp_matmul_how how = {.epilogue = c->epilogue, .few = c->few, .count = ESP_COUNT_ROWS, .cap = 30};
     const uint32_t spare = 3; /* rows of x and y beyond those of the step */
     const size_t n_y = (size_t)c->rows * c->n;
@@ -222,10 +240,10 @@ static bool run_case(const struct product_case *c, enum esp_wtype as, uint64_t s
         x[i] = NAN; /* rows that are not there */
     esp_rand_fill(&r, y0, (size_t)(c->rows + spare) * c->n, 10);
     esp_rand_fill(&r, bias, c->n, 1);
-    esp_weights_make(&w, &r, c->dtype, c->n, c->k, 2 / sqrt(c->k));
+    esp_weights_make(&w, &r, c->dtype, c->n, c->k, std);
     spec.part[0].tensor = &w.tensor;
     if (pairs) {
-        esp_weights_make(&up, &r, c->dtype, c->n, c->k, 2 / sqrt(c->k));
+        esp_weights_make(&up, &r, c->dtype, c->n, c->k, std);
         spec.n_part = 2;
         spec.part[1].tensor = &up.tensor;
         spec.interleave = true;

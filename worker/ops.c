@@ -186,8 +186,9 @@ static uint32_t matvec_lanes(const struct esp_vk *vk, const struct esp_mat *w, b
     const uint32_t most = vk->max_lanes < 256 || vk->wave < 8 ? 128 : 256;
     uint32_t lanes = 64;
 
-    while (lanes < vk->wave || (lanes < most && n_group * (uint64_t)lanes < vk->choice.matvec_threads &&
-                                2 * lanes * unit / 8 < w->kp))
+    while (lanes < vk->wave ||
+           (lanes < most && n_group * (uint64_t)lanes < vk->choice[w->wtype].matvec_threads &&
+            2 * lanes * unit / 8 < w->kp))
         lanes *= 2;
     return lanes;
 }
@@ -204,17 +205,17 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
                                    const struct esp_matmul_how *how)
 {
     const struct esp_vk *vk = rec->space->vk;
+    const struct esp_vk_choice *c = &vk->choice[w->wtype];
     struct product p = {.spec = {how->epilogue, how->few}, .n_spec = how->few ? 2 : 1};
 
-    if (!how->few && how->scale_at && vk->choice.coop)
+    if (!how->few && how->scale_at && c->coop.m)
         p.code = find(rec, ESP_K_MATMUL_COOP, w->wtype);
     if (p.code) {
-        const struct esp_vk_coop *c = &vk->coop;
-        const uint32_t spec[7] = {how->epilogue,     4 * c->wave,      c->m, c->n, c->k,
-                                  vk->choice.coop_m, vk->choice.coop_n};
+        const uint32_t spec[7] = {how->epilogue, 4 * vk->coop_wave, c->coop.m, c->coop.n,
+                                  c->coop.k,     c->tile_m,         c->tile_n};
         memcpy(p.spec, spec, sizeof spec);
         p.n_spec = 7;
-        p.tile = (struct esp_kernel_tile){.rows = vk->choice.coop_m, .cols = vk->choice.coop_n / 8};
+        p.tile = (struct esp_kernel_tile){.rows = c->tile_m, .cols = c->tile_n / 8};
         p.coop = true;
         return p;
     }

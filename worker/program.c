@@ -83,6 +83,7 @@ esp_status esp_layout_plan(struct esp_layout *l, const struct esp_vk *vk, const 
     const bool enc = spec->enc_lo < spec->enc_hi || spec->patch || spec->projector;
     const bool dec = spec->dec_lo < spec->dec_hi || spec->embed || spec->head;
     const uint32_t n_dec = spec->dec_hi - spec->dec_lo;
+    bool coop = false;
     uint64_t e = 0, d = 0, layer = 0, in = 4, out = 4, n;
 
     memset(l, 0, sizeof *l);
@@ -91,7 +92,9 @@ esp_status esp_layout_plan(struct esp_layout *l, const struct esp_vk *vk, const 
     if (dec)
         d = plan_decoder(l, vk, c, spec);
     l->act_texels = e > d ? e : d;
-    if (vk->choice.coop) {
+    for (uint32_t i = 0; i < ESP_N_WTYPE; i++)
+        coop = coop || vk->choice[i].coop.m > 0;
+    if (coop) {
         const uint32_t n_vision = enc ? c->vision.n_token : 0, n_text = dec ? spec->max_rows : 0;
         l->scales = (uint32_t)l->act_texels;
         l->act_texels += ((n_vision > n_text ? n_vision : n_text) + 3) / 4;

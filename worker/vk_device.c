@@ -13,6 +13,12 @@
 #define MAX_DEVICES 64
 #define SUBMIT_MS   400.0 /* desktop drivers reset a device after 2 s; measured rates are not kept under load */
 
+#ifdef ESP_COOP
+#define COOP_BUILT true
+#else
+#define COOP_BUILT false /* the shader compiler did not know them */
+#endif
+
 /* What one physical device is and whether it reaches the baseline. */
 struct candidate {
     VkPhysicalDevice phys;
@@ -29,7 +35,8 @@ struct candidate {
     uint64_t host_align;   /* of host memory that a CPU driver takes for its own; 0: it takes none */
     bool has_size_control; /* VK_EXT_subgroup_size_control with both its features */
     uint32_t wave, max_lanes;
-    struct esp_vk_coop coop;
+    uint32_t n_coop, coop_wave;
+    struct esp_vk_coop coop[ESP_VK_COOPS]; /* the largest first */
     bool can[ESP_VK_N_CLASS];
     enum esp_vk_class cls; /* the one that fits it */
 };
@@ -299,50 +306,75 @@ static void probe_waves(struct candidate *c)
     c->can[ESP_VK_GPU] = c->wave >= 4 && c->wave <= 128 && c->max_lanes >= 128;
 }
 
-/* Products of float16 that are summed in float32, and tiles of them that make up those of matmul_coop.comp. Of several the
- * largest: less of a unit's time goes into bringing operands along. Their subgroups are the smallest that there are: so
- * NVIDIA's (32), AMD's (32 of 32 to 64) and Intel's (8 or 16 of up to 32) units are made. */
+static uint32_t coop_volume(const struct esp_vk_coop *c)
+{
+    return c->m * c->n * c->k;
+}
+
+/* Whether matmul_coop.comp can be made of such products: of float16, summed in float32, by a subgroup. */
+static bool coop_serves(const VkCooperativeMatrixPropertiesKHR *p)
+{
+    return p->AType == VK_COMPONENT_TYPE_FLOAT16_KHR && p->BType == VK_COMPONENT_TYPE_FLOAT16_KHR &&
+           p->CType == VK_COMPONENT_TYPE_FLOAT32_KHR && p->ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
+           !p->saturatingAccumulation && p->scope == VK_SCOPE_SUBGROUP_KHR && p->MSize >= 8 &&
+           p->NSize >= 8 && p->KSize >= 8 && 32 % p->MSize == 0 && 32 % p->NSize == 0 && 32 % p->KSize == 0;
+}
+
+/* Among the others by size, the largest first: less of a unit's time goes into bringing operands along. Those that there is
+ * no room for are dropped. */
+static void coop_add(struct candidate *c, const struct esp_vk_coop *add)
+{
+    uint32_t at = c->n_coop;
+
+    for (uint32_t i = 0; i < c->n_coop; i++)
+        if (memcmp(&c->coop[i], add, sizeof *add) == 0)
+            return;
+    while (at > 0 && coop_volume(&c->coop[at - 1]) < coop_volume(add))
+        at--;
+    if (at == ESP_VK_COOPS)
+        return;
+    c->n_coop += c->n_coop < ESP_VK_COOPS;
+    memmove(&c->coop[at + 1], &c->coop[at], (c->n_coop - at - 1) * sizeof *add);
+    c->coop[at] = *add;
+}
+
+/* Their subgroups are the smallest that there are: so NVIDIA's (32), AMD's (32 of 32 to 64) and Intel's (8 or 16 of up to 32)
+ * units are made. */
 static void probe_coop(struct candidate *c, VkInstance instance)
 {
-#ifdef ESP_COOP
     VkCooperativeMatrixPropertiesKHR props[128];
     VkPhysicalDeviceCooperativeMatrixFeaturesKHR coop = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR};
     VkPhysicalDeviceVulkan12Features f12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
                                             .pNext = &coop};
     VkPhysicalDeviceFeatures2 f2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &f12};
+    VkPhysicalDeviceCooperativeMatrixPropertiesKHR stages = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_PROPERTIES_KHR};
     VkPhysicalDeviceSubgroupSizeControlPropertiesEXT size = {
-        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES_EXT};
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES_EXT, .pNext = &stages};
     VkPhysicalDeviceProperties2 p2 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
                                       .pNext = &size};
     PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR get =
         (PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)vkGetInstanceProcAddr(
             instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR");
-    uint32_t n = 128, best = 0;
+    uint32_t n = 128;
     VkResult r;
 
     vkGetPhysicalDeviceFeatures2(c->phys, &f2);
     vkGetPhysicalDeviceProperties2(c->phys, &p2);
-    if (!get || !coop.cooperativeMatrix || !f12.shaderFloat16 || !f12.vulkanMemoryModel ||
+    if (!COOP_BUILT || !get || !coop.cooperativeMatrix || !f12.shaderFloat16 || !f12.vulkanMemoryModel ||
         !f12.vulkanMemoryModelDeviceScope || size.minSubgroupSize < 4 ||
-        4 * size.minSubgroupSize > c->max_lanes)
+        4 * size.minSubgroupSize > c->max_lanes ||
+        !(stages.cooperativeMatrixSupportedStages & VK_SHADER_STAGE_COMPUTE_BIT))
         return;
     for (uint32_t i = 0; i < n; i++)
         props[i] =
             (VkCooperativeMatrixPropertiesKHR){.sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR};
     r = get(c->phys, &n, props);
-    for (uint32_t i = 0; (r == VK_SUCCESS || r == VK_INCOMPLETE) && i < n; i++) {
-        const VkCooperativeMatrixPropertiesKHR *p = &props[i];
-        const uint32_t volume = p->MSize * p->NSize * p->KSize;
-        if (p->AType != VK_COMPONENT_TYPE_FLOAT16_KHR || p->BType != VK_COMPONENT_TYPE_FLOAT16_KHR ||
-            p->CType != VK_COMPONENT_TYPE_FLOAT32_KHR || p->ResultType != VK_COMPONENT_TYPE_FLOAT32_KHR ||
-            p->saturatingAccumulation || p->scope != VK_SCOPE_SUBGROUP_KHR || p->MSize < 8 || p->NSize < 8 ||
-            p->KSize < 8 || 32 % p->MSize || 32 % p->NSize || 32 % p->KSize || volume <= best)
-            continue;
-        best = volume;
-        c->coop = (struct esp_vk_coop){p->MSize, p->NSize, p->KSize, size.minSubgroupSize};
-    }
-#endif
+    c->coop_wave = size.minSubgroupSize;
+    for (uint32_t i = 0; (r == VK_SUCCESS || r == VK_INCOMPLETE) && i < n; i++)
+        if (coop_serves(&props[i]))
+            coop_add(c, &(struct esp_vk_coop){props[i].MSize, props[i].NSize, props[i].KSize});
 }
 
 static void probe(struct candidate *c, VkInstance instance, VkPhysicalDevice phys)
@@ -524,7 +556,7 @@ static esp_status device_create(struct esp_vk *vk, const struct candidate *c, st
         exts[n_ext++] = VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME;
         f12.pNext = &waves;
     }
-    if (vk->coop.m) {
+    if (vk->n_coop) {
         exts[n_ext++] = VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME;
         f12.shaderFloat16 = VK_TRUE;
         /* the model is every kernel's then, and topk has barriers of device scope */
@@ -564,18 +596,6 @@ static esp_status class_choose(enum esp_vk_class *out, const struct candidate *c
     if (!c->can[*out])
         return esp_fail(err, ESP_E_DEVICE, "this device cannot run the %s kernels", esp_vk_class_name(*out));
     return ESP_OK;
-}
-
-/* What is taken before anything was measured. CPU drivers get the smallest tiles: their compilers take minutes for more. */
-static void choice_default(struct esp_vk *vk, const struct candidate *c)
-{
-    const bool cpu = c->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
-
-    vk->coop = c->coop;
-    vk->choice = (struct esp_vk_choice){.coop_m = cpu && c->coop.m ? 2 * c->coop.m : 64,
-                                        .coop_n = cpu && c->coop.m && c->coop.n <= 16 ? 32 : 64,
-                                        .matvec_threads = 131072};
-    vk->choice.coop = esp_tune_tile_fits(vk, vk->choice.coop_m, vk->choice.coop_n);
 }
 
 static void report_fill(struct esp_vk *vk, const struct candidate *c, const struct esp_vk_options *opt)
@@ -631,8 +651,12 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     memcpy(vk->can, c->can, sizeof vk->can);
     vk->wave = c->wave;
     vk->max_lanes = c->max_lanes;
-    if (vk->cls == ESP_VK_GPU)
-        choice_default(vk, c);
+    if (vk->cls == ESP_VK_GPU) {
+        vk->n_coop = c->n_coop;
+        vk->coop_wave = c->coop_wave;
+        memcpy(vk->coop, c->coop, sizeof vk->coop);
+        esp_tune_default(vk);
+    }
     /* nobody watches over a CPU driver */
     vk->submit_s = c->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU ? 0 : SUBMIT_MS / 1000;
     if (submit && strtod(submit, NULL) > 0)

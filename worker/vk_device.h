@@ -19,6 +19,7 @@
 
 #include <vulkan/vulkan.h>
 
+#include "model/wtype.h"
 #include "proto/log.h"
 #include "proto/status.h"
 
@@ -47,14 +48,16 @@ struct esp_vk_options {
 
 /** A product that the device's matrix units do: float16 M x K by K x N, summed in float32, by a subgroup. */
 struct esp_vk_coop {
-    uint32_t m, n, k; /* 0: none that kernels can use */
-    uint32_t wave;    /* the size of such a subgroup */
+    uint32_t m, n, k; /* 0: none */
 };
 
-/** Which variants and tiles serve where the gpu class has a choice. One a device and driver: sums may depend on it. */
+#define ESP_VK_COOPS 4 /* of those that a device lists as many as are looked at */
+
+/** Which variants and tiles serve a type of weights where the gpu class has a choice. One a device and driver: sums may
+ * depend on it. */
 struct esp_vk_choice {
-    bool coop;               /* products of many rows by cooperative matrices */
-    uint32_t coop_m, coop_n; /* their workgroups' tiles */
+    struct esp_vk_coop coop; /* what products of many rows are made of; m 0: of no cooperative matrices */
+    uint32_t tile_m, tile_n; /* their workgroups' tiles; 0 without */
     uint32_t matvec_threads; /* matvec: a column is given to more threads until there are so many */
 };
 
@@ -81,11 +84,12 @@ struct esp_vk {
     bool profile;
     double submit_s; /* no piece of work handed in should take longer, by what was measured; 0: no limit */
     enum esp_vk_class cls;
-    bool can[ESP_VK_N_CLASS]; /* classes that it could have been opened as */
-    uint32_t wave;            /* gpu class: the size that its kernels' subgroups have */
-    uint32_t max_lanes;       /* gpu class: invocations of a workgroup made of such subgroups */
-    struct esp_vk_coop coop;
-    struct esp_vk_choice choice;
+    bool can[ESP_VK_N_CLASS];   /* classes that it could have been opened as */
+    uint32_t wave;              /* gpu class: the size that its kernels' subgroups have */
+    uint32_t max_lanes;         /* gpu class: invocations of a workgroup made of such subgroups */
+    uint32_t n_coop, coop_wave; /* products of matrix units, the largest first; the size of their subgroups */
+    struct esp_vk_coop coop[ESP_VK_COOPS];
+    struct esp_vk_choice choice[ESP_N_WTYPE]; /* gpu class: by enum esp_wtype */
     struct esp_vk_report report;
     struct esp_pipes *pipes;
     struct esp_packed

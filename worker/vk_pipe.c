@@ -216,7 +216,7 @@ esp_status esp_pipe_get(VkPipeline *out, struct esp_vk *vk, const struct esp_ker
         .layout = ps->layout};
     const VkPipelineShaderStageRequiredSubgroupSizeCreateInfoEXT wave = {
         .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO_EXT,
-        .requiredSubgroupSize = code && code->kernel == ESP_K_MATMUL_COOP ? vk->coop.wave : vk->wave};
+        .requiredSubgroupSize = code && code->kernel == ESP_K_MATMUL_COOP ? vk->coop_wave : vk->wave};
     struct pipe *p;
     esp_status st;
 

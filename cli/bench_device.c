@@ -1,5 +1,6 @@
 /* A device alone: espalier-worker measures, since it alone knows Vulkan; what it prints is taken in here. */
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,11 @@
 #include "cli/bench.h"
 #include "cli/figures.h"
 #include "cli/report_json.h"
+#include "proto/clock.h"
+
+#define TICK_MS     500
+#define PATIENCE_MS 1000
+#define REPEAT_MS   10000
 
 /* What is to be run, as worker/bench.h has it; NULL without memory. The caller frees it. */
 static char *what_of(const struct esp_bench *b)
@@ -91,41 +97,115 @@ static esp_status start(pid_t *pid, int *fd, const struct esp_bench *b, const ch
     return ESP_OK;
 }
 
-static void show_progress(struct esp_term *term, const json_t *o)
+/* ---- progress ---- */
+
+/* What the worker is at. */
+struct progress {
+    struct esp_term *term;
+    char what[200], how_far[96];
+    int64_t since_ms; /* what changed */
+    int64_t told_ms;  /* a line was printed where no terminal is; 0: not yet of this */
+};
+
+static void take_progress(struct progress *p, const json_t *o)
 {
-    const char *what = json_string_value(json_object_get(o, "progress"));
+    const char *name = json_string_value(json_object_get(o, "progress"));
     const double done = json_number_value(json_object_get(o, "done"));
     const double total = json_number_value(json_object_get(o, "total"));
+    char what[sizeof p->what];
 
+    snprintf(what, sizeof what, "%.0f of %.0f: %s", json_number_value(json_object_get(o, "part")),
+             json_number_value(json_object_get(o, "parts")), name);
+    if (strcmp(what, p->what) != 0) {
+        memcpy(p->what, what, sizeof what);
+        p->since_ms = esp_now_ms();
+        p->told_ms = 0;
+    }
     if (total <= 0)
-        esp_term_progress(term, "%s", what);
+        p->how_far[0] = '\0';
     else if (strstr(what, "bytes"))
-        esp_term_progress(term, "%s: %s of %s", what, esp_figure_bytes(done).s, esp_figure_bytes(total).s);
+        snprintf(p->how_far, sizeof p->how_far, ", %.0f %%, %s of %s", 100 * done / total,
+                 esp_figure_bytes(done).s, esp_figure_bytes(total).s);
     else
-        esp_term_progress(term, "%s: %.0f of %.0f", what, done, total);
+        snprintf(p->how_far, sizeof p->how_far, ", %.0f of %.0f", done, total);
+}
+
+/* A terminal's line; else a line about what takes longer than a second, and another every ten. */
+static void show_progress(struct progress *p)
+{
+    const int64_t now = esp_now_ms(), ms = now - p->since_ms;
+    char seconds[32] = "";
+
+    if (!p->what[0])
+        return;
+    if (ms >= PATIENCE_MS)
+        snprintf(seconds, sizeof seconds, ", %.0f s", 1e-3 * (double)ms);
+    if (p->term->progress) {
+        esp_term_progress(p->term, "%s%s%s", p->what, p->how_far, seconds);
+    } else if (p->told_ms ? now - p->told_ms >= REPEAT_MS : ms >= PATIENCE_MS) {
+        esp_term_line(p->term, "%s%s%s", p->what, p->how_far, seconds);
+        p->told_ms = now;
+    }
+}
+
+static esp_status take_line(json_t **out, const char *line, size_t n, struct progress *progress,
+                            struct esp_err *err)
+{
+    json_t *o = json_loadb(line, n, 0, NULL);
+
+    if (!json_is_object(o)) {
+        json_decref(o);
+        return esp_fail(err, ESP_E_PROTO, "espalier-worker printed what is no JSON object: %.*s",
+                        n < 80 ? (int)n : 80, line);
+    }
+    if (json_is_string(json_object_get(o, "progress"))) {
+        take_progress(progress, o);
+        show_progress(progress);
+        json_decref(o);
+    } else {
+        json_decref(*out);
+        *out = o;
+    }
+    return ESP_OK;
 }
 
 /* The worker's lines up to its end; the one that is no progress is the result. */
-static esp_status listen(json_t **out, FILE *f, struct esp_term *term, struct esp_err *err)
+static esp_status listen(json_t **out, int fd, struct esp_term *term, struct esp_err *err)
 {
-    char *line = NULL;
-    size_t room = 0;
+    struct progress progress = {.term = term};
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
+    char *text = NULL;
+    size_t n = 0, room = 0;
+    ssize_t got = 1;
     esp_status st = ESP_OK;
 
-    while (!st && getline(&line, &room, f) >= 0) {
-        json_t *o = json_loads(line, 0, NULL);
-        if (!json_is_object(o)) {
-            st = esp_fail(err, ESP_E_PROTO, "espalier-worker printed what is no JSON object: %.80s", line);
-            json_decref(o);
-        } else if (json_is_string(json_object_get(o, "progress"))) {
-            show_progress(term, o);
-            json_decref(o);
-        } else {
-            json_decref(*out);
-            *out = o;
+    while (!st && got != 0) {
+        char *end;
+
+        if (poll(&wait, 1, TICK_MS) == 0) { /* nothing new, but it takes longer */
+            show_progress(&progress);
+            continue;
+        }
+        if (n == room) {
+            char *more = realloc(text, room = room ? 2 * room : 4096);
+            if (!more) {
+                st = esp_fail(err, ESP_E_NOMEM, "results");
+                break;
+            }
+            text = more;
+        }
+        got = read(fd, text + n, room - n);
+        if (got < 0 && errno != EINTR)
+            st = esp_fail(err, ESP_E_IO, "espalier-worker: %s", strerror(errno));
+        n += got > 0 ? (size_t)got : 0;
+        while (!st && (end = memchr(text, '\n', n))) {
+            const size_t n_line = (size_t)(end - text);
+            st = take_line(out, text, n_line, &progress, err);
+            n -= n_line + 1;
+            memmove(text, end + 1, n);
         }
     }
-    free(line);
+    free(text);
     return st;
 }
 
@@ -216,7 +296,6 @@ esp_status esp_bench_device(json_t **out, struct esp_bench *b, const char *devic
     char *what = what_of(b);
     pid_t pid = -1;
     int fd = -1, status = 0;
-    FILE *f = NULL;
     json_t *results = NULL;
     esp_status st;
 
@@ -224,8 +303,7 @@ esp_status esp_bench_device(json_t **out, struct esp_bench *b, const char *devic
     st = what ? start(&pid, &fd, b, device, what, err) : esp_fail(err, ESP_E_NOMEM, "what to run");
     if (st)
         goto done;
-    f = fdopen(fd, "r");
-    st = f ? listen(&results, f, &b->ask.term, err) : esp_fail(err, ESP_E_NOMEM, "%s", strerror(errno));
+    st = listen(&results, fd, &b->ask.term, err);
     esp_term_clear(&b->ask.term);
     if (st)
         kill(pid, SIGTERM);
@@ -242,9 +320,7 @@ esp_status esp_bench_device(json_t **out, struct esp_bench *b, const char *devic
         st = results ? esp_bench_evaluate(results, err)
                      : esp_fail(err, ESP_E_PROTO, "espalier-worker printed no results");
 done:
-    if (f)
-        fclose(f);
-    else if (fd >= 0)
+    if (fd >= 0)
         close(fd);
     free(what);
     if (st)

@@ -18,18 +18,18 @@ struct esp_bench_options {
      *   encode, prefill (true)    whether to
      *   batch ([1, 2, 4, 8, 16])  sequences that decode at once, each 1 to 256; [] for no decoding
      *   weights ("stored")        what matrices are held as: as esp_wtype_name
- *   layers (all)              [encoder, decoder]: the first so many
+     *   layers (all)              [encoder, decoder]: the first so many
      *   prompt (4)                tokens behind the picture's, 1 to 32768
      *   repeats (5), warm_up (1)  of encode and prefill, 1 to 1000 and 0 to 100
      *   steps (32)                of decoding for each batch, 1 to 10000; warm_up + 1 more come first
-     *   profile (false)           each kernel's time in a second run
+     *   profile (false)           each kernel's time in a second run, of fewer repeats where they take long
      */
     const char *what;
 };
 
 /**
- * Runs it and writes JSON objects to `out`, a line each: {"progress": "decode, 4 at once", "done": 2, "total": 7} as it goes,
- * and at the end
+ * Runs it and writes JSON objects to `out`, a line each: {"progress": "decode, 4 at once", "done": 2, "total": 7 (0: nothing to
+ * count), "part": 5, "parts": 9 (of all there is to do)} as it goes, and at the end
  *
  *   {"model", "made" (it has a shape alone), "layers" [encoder, decoder], "of_layers" [as many as it has in all],
  *    "device" {name, driver, variant, type, memory_bytes}, "weights", "image_tokens", "prefix" (tokens of image and prompt),

@@ -25,6 +25,7 @@ struct esp_feed_run {
     uint32_t part, group, n_group;      /* groups of that part */
     struct esp_buf *to;                 /* its chunk */
     const struct esp_packed_file *from; /* has it packed already; NULL: pack it */
+    bool make_up;                       /* instead: some rows of its like over and over */
     struct esp_packed_file *keep;       /* where it is kept, packed; NULL: nowhere */
     void (*beside)(void *arg);          /* done by one thread while others pack; NULL: nothing */
     void *arg;

@@ -58,6 +58,11 @@ void esp_shelf_destroy(struct esp_shelf **shelf)
     *shelf = NULL;
 }
 
+void esp_shelf_make_up(struct esp_shelf *sh)
+{
+    sh->make_up = true;
+}
+
 struct esp_vk *esp_shelf_vk(const struct esp_shelf *sh)
 {
     return sh->vk;

@@ -43,6 +43,12 @@ esp_status esp_shelf_create(struct esp_shelf **out, struct esp_vk *vk, const str
 /** Frees all pieces. No stage may use one any more. */
 void esp_shelf_destroy(struct esp_shelf **shelf);
 
+/**
+ * For measuring, before anything is loaded: each matrix becomes some of its packed rows over and over, which takes as long as
+ * copying does, whatever it is packed as. Only the first rows of the checkpoint's tensors are read then.
+ */
+void esp_shelf_make_up(struct esp_shelf *shelf);
+
 /** What a slice has come to. Bytes are those on the device. */
 struct esp_shelf_slice {
     uint64_t loaded_bytes;  /* read by this call */

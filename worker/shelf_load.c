@@ -27,7 +27,8 @@ static bool is_cached(const struct esp_shelf *sh, const struct esp_piece_mat *m)
 {
     const struct esp_packed *packed = sh->vk->packed;
 
-    return packed && (esp_pack_quantises(&m->spec, &m->dims) || esp_packed_takes_all(packed)) &&
+    return packed && !sh->make_up &&
+           (esp_pack_quantises(&m->spec, &m->dims) || esp_packed_takes_all(packed)) &&
            esp_packed_key_possible(&m->spec);
 }
 
@@ -193,7 +194,7 @@ static esp_status pack_some(struct esp_shelf *sh, const struct esp_stage_spec *s
     struct esp_held *h = &sh->held[piece];
     struct ahead ahead = {sh, spec, piece};
     const struct esp_piece_mat *m = &h->plan->mat[h->mat];
-    const uint32_t unit = esp_feed_unit(m), most = esp_feed_most(m, h->from != NULL);
+    const uint32_t unit = esp_feed_unit(m), most = esp_feed_most(m, h->from || sh->make_up);
     struct esp_feed_run run = {.m = m,
                                .part = h->part,
                                .group = h->group,
@@ -201,7 +202,8 @@ static esp_status pack_some(struct esp_shelf *sh, const struct esp_stage_spec *s
                                .to = &h->chunk[m->mat.part[h->part].chunk],
                                .from = h->from,
                                .keep = h->keep,
-                               .beside = read_beside,
+                               .make_up = sh->make_up,
+                               .beside = sh->make_up ? NULL : read_beside,
                                .arg = &ahead};
     const uint64_t room = b->n_bytes / m->dims.group_bytes / unit * unit;
     struct esp_err why = {0};

@@ -33,6 +33,7 @@ struct esp_shelf {
     enum esp_wtype want; /* what matrices are held as */
     uint32_t n_held;
     struct esp_held *held;
+    bool make_up;                 /* see esp_shelf_make_up */
     uint64_t other_bytes;         /* of stages, beside weights */
     struct esp_feed *feed;        /* while something is being loaded */
     struct esp_packed_count told; /* of the cache, in the log */

@@ -79,7 +79,7 @@ static void check_stats(const json_t *s, size_t n)
 /* What n sequences must read and compute at least in a step of decoding, in the middle of the steps. */
 static void check_decode_work(const json_t *p, uint32_t n)
 {
-    const double ctx = TOKENS + PROMPT + (n > 1) + 2 + 0.5 * (STEPS + 1);
+    const double ctx = TOKENS + PROMPT + 1 + 2 + 0.5 * (STEPS + 1);
     const double bytes = 2.0 * (LAYERS * PRODUCTS + TABLE) + LAYERS * KV_FLOATS * 4.0 * ctx * n;
     const double flop = 2.0 * n * (LAYERS * PRODUCTS + TABLE) + 4.0 * HEAD_DIMS * LAYERS * ctx * n;
 
@@ -210,7 +210,7 @@ static void test_weights(void **state)
     } cases[] = {{"q8", 34.0 / 32}, {"q4", 18.0 / 32}};
 
     for (size_t i = 0; i < 2; i++) {
-        const double ctx = TOKENS + PROMPT + 2 + 0.5 * (STEPS + 1);
+        const double ctx = TOKENS + PROMPT + 1 + 2 + 0.5 * (STEPS + 1);
         struct child c;
         json_t *o;
         const json_t *r;

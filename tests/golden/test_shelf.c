@@ -2,6 +2,7 @@
  * Weights that stay: a new placement reads only what it lacks, what is read beside a working stage changes no bit of it,
  * and whatever goes wrong leaves a shelf that the next placement can use. On the golden checkpoints.
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,6 +14,7 @@
 #include <cmocka.h>
 
 #include "tests/support/chain.h"
+#include "worker/feed.h"
 #include "worker/piece.h"
 #include "worker/shelf.h"
 
@@ -482,13 +484,57 @@ static void test_types(void **state)
     esp_shelf_destroy(&shelf);
 }
 
+/* Made up for measuring: every type's matrices are rows as they are packed, and what comes of them are numbers. */
+static void test_made_up(void **state)
+{
+    static const enum esp_wtype types[] = {ESP_W_BF16, ESP_W_F32, ESP_W_Q8, ESP_W_Q4};
+    struct esp_err err = {0};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        struct esp_shelf *shelf = shelf_open(NULL, NULL);
+        struct esp_stage_spec spec = decoder(0, config->text.n_layer);
+        const struct esp_piece *p;
+        struct esp_stage *stage;
+        const char *at;
+        char *unit, *scratch;
+        uint32_t n_group;
+        size_t n, n_unit;
+
+        spec.weights = types[i];
+        esp_shelf_make_up(shelf);
+        stage = stage_open(shelf, &spec);
+        for (uint32_t row = 0; row < 3; row++) {
+            float *got = run(stage, &spec, row, &n);
+            for (size_t k = 0; k < n; k++)
+                assert_true(isfinite(got[k]));
+            free(got);
+        }
+        esp_must(esp_shelf_piece(&p, shelf, ESP_PIECE_EMBED, &err), &err);
+        at = esp_shelf_chunks(shelf, ESP_PIECE_EMBED)[0].map; /* NULL: out of the host's reach */
+        n_group = esp_feed_unit(&p->mat[0]);
+        n_unit = (size_t)n_group * p->mat[0].dims.group_bytes;
+        unit = malloc(n_unit);
+        scratch = malloc(esp_pack_scratch_bytes(&p->mat[0].dims));
+        assert_non_null(unit);
+        assert_non_null(scratch);
+        /* the table is the first of its kind: it begins with its own first rows */
+        esp_must(esp_pack_groups(unit, &p->mat[0].spec, &p->mat[0].dims, 0, n_group, scratch, &err), &err);
+        assert_true(!at || memcmp(at, unit, n_unit) == 0);
+        free(unit);
+        free(scratch);
+        esp_stage_destroy(&stage);
+        esp_shelf_destroy(&shelf);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_replace), cmocka_unit_test(test_two_stages), cmocka_unit_test(test_slices),
         cmocka_unit_test(test_cut),     cmocka_unit_test(test_budget),     cmocka_unit_test(test_device_full),
         cmocka_unit_test(test_source),  cmocka_unit_test(test_given_up),   cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_types),
+        cmocka_unit_test(test_types),   cmocka_unit_test(test_made_up),
     };
     struct esp_log log;
     struct esp_err err = {0};

@@ -3,7 +3,7 @@
  *
  * wire.c walks the rows in both directions and wire_check.c walks them to check values, so a new field is a
  * line in espalier.proto, a member in wire.h and a row in wire_table.c; what holds between fields goes into
- * the kind's check function in wire_check.c. Internal to the protocol library.
+ * the kind's check function in wire_agree.c. Internal to the protocol library.
  */
 #ifndef ESP_PROTO_WIRE_TABLE_H
 #define ESP_PROTO_WIRE_TABLE_H
@@ -83,10 +83,13 @@ const struct esp_wire_kind *esp_wire_kind_find(enum esp_msg_kind kind);
  */
 esp_status esp_wire_check(const struct esp_msg *msg, bool sending, struct esp_err *err);
 
+/** ESP_E_PROTO, with the cause. */
+esp_status esp_wire_bad(struct esp_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
 /** Copies a string, at most n_out - 1 bytes, with '?' for each byte that ESP_RULE_LINE would refuse. */
 void esp_wire_clean_line(char *out, size_t n_out, const char *text);
 
-/* What holds between the fields of each kind (wire_check.c). The ones without raw frames and without anything
+/* What holds between the fields of each kind (wire_agree.c). The ones without raw frames and without anything
  * to say beyond their rows share esp_check_plain. */
 esp_status esp_check_plain(const struct esp_msg *msg, struct esp_err *err);
 esp_status esp_check_welcome(const struct esp_msg *msg, struct esp_err *err);

@@ -139,6 +139,12 @@ const struct esp_msg *rig_take_greedy(struct rig *rig, int i, uint32_t max_token
 void rig_result(struct rig *rig, struct esp_msg *out, const struct esp_msg *step);
 void rig_result_finish(struct esp_msg *out);
 
+/** Forgets a sequence, if there is one of that number. */
+void rig_free_seq(struct rig *rig, uint64_t id);
+
+/** Forgets all sequences and pictures, as workers do that lose their coordinator. */
+void rig_drop_seqs(struct rig *rig);
+
 /** Client i dials, if it has not yet. */
 void rig_dial(struct rig *rig, int i);
 void rig_hang_up(struct rig *rig, int i);

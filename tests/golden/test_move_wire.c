@@ -167,17 +167,12 @@ static void test_gemma2(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {WITH_RIG(test_gemma), WITH_RIG(test_gemma2)};
-    struct esp_log log;
-    struct esp_err err = {0};
     int failed;
 
-    esp_log_init(&log, "test");
     for (int i = 0; i <= RIG_WORKERS; i++)
-        esp_must(esp_vk_open(&vk[i], getenv("ESPALIER_DEVICE"), NULL, &log, &err), &err);
+        vk[i] = esp_test_device_open();
     failed = cmocka_run_group_tests(tests, NULL, NULL);
-    for (int i = 0; i <= RIG_WORKERS; i++) {
-        failed += vk[i]->n_validation != 0;
-        esp_vk_close(&vk[i]);
-    }
+    for (int i = 0; i <= RIG_WORKERS; i++)
+        failed += esp_test_device_close(&vk[i]);
     return failed;
 }

@@ -210,14 +210,9 @@ static void test_reference(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_shapes)};
-    struct esp_log log;
-    struct esp_err err = {0};
     int failed;
 
-    esp_log_init(&log, "test");
-    esp_must(esp_vk_open(&vk, getenv("ESPALIER_DEVICE"), NULL, &log, &err), &err);
+    vk = esp_test_device_open();
     failed = cmocka_run_group_tests(tests, NULL, NULL);
-    failed += vk->n_validation != 0;
-    esp_vk_close(&vk);
-    return failed;
+    return failed + esp_test_device_close(&vk);
 }

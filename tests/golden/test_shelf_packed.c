@@ -281,17 +281,14 @@ int main(void)
         TEST(test_full_disk),
         TEST(test_given_up),
     };
-    struct esp_log log;
     struct esp_err err = {0};
     int failed;
 
-    esp_log_init(&log, "test");
     esp_must(esp_checkpoint_open(&ck, "tests/golden/data/tiny-pg2", &err), &err);
     config = esp_checkpoint_config(ck);
-    esp_must(esp_vk_open(&vk, getenv("ESPALIER_DEVICE"), NULL, &log, &err), &err);
+    vk = esp_test_device_open();
     failed = cmocka_run_group_tests(tests, NULL, NULL);
-    failed += vk->n_validation != 0;
-    esp_vk_close(&vk);
+    failed += esp_test_device_close(&vk);
     esp_checkpoint_destroy(&ck);
     return failed;
 }

@@ -294,15 +294,10 @@ int main(void)
         cmocka_unit_test(test_vision), cmocka_unit_test(test_prefill), cmocka_unit_test(test_generate),
         cmocka_unit_test(test_splits), cmocka_unit_test(test_pieces),
     };
-    struct esp_log log;
-    struct esp_err err = {0};
     int failed;
 
-    esp_log_init(&log, "test");
-    esp_must(esp_vk_open(&vk, getenv("ESPALIER_DEVICE"), NULL, &log, &err), &err);
+    vk = esp_test_device_open();
     printf("device: %s, %s, %s kernels\n", vk->report.name, vk->report.driver, vk->report.variant);
     failed = cmocka_run_group_tests(tests, NULL, NULL);
-    failed += vk->n_validation != 0;
-    esp_vk_close(&vk);
-    return failed;
+    return failed + esp_test_device_close(&vk);
 }

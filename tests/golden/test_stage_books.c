@@ -493,14 +493,12 @@ int main(void)
         cmocka_unit_test(test_refusals),  cmocka_unit_test(test_full),
         cmocka_unit_test(test_no_number),
     };
-    struct esp_log log;
     struct esp_err err = {0};
     size_t n;
     int failed;
 
-    esp_log_init(&log, "test");
     esp_must(esp_checkpoint_open(&ck, "tests/golden/data/tiny", &err), &err);
-    esp_must(esp_vk_open(&vk, getenv("ESPALIER_DEVICE"), NULL, &log, &err), &err);
+    vk = esp_test_device_open();
     golden = esp_golden_open("tests/golden/data/tiny/golden.safetensors");
     ids = esp_golden_i32(golden, &n, "generate.0.ids");
     n_ids = (uint32_t)n;
@@ -509,10 +507,8 @@ int main(void)
     esp_chain_open(&chain, vk, ck, 1, n_enc, n_dec, MAX_ROWS);
     esp_chain_encode(&chain, picture, esp_golden_f32(golden, &n, "image.scene_a.pixel_values"), NULL, NULL);
     failed = cmocka_run_group_tests(tests, NULL, NULL);
-    failed += vk->n_validation != 0;
     esp_chain_close(&chain);
     esp_golden_close(&golden);
     esp_checkpoint_destroy(&ck);
-    esp_vk_close(&vk);
-    return failed;
+    return failed + esp_test_device_close(&vk);
 }

@@ -12,6 +12,25 @@ void esp_must(esp_status st, const struct esp_err *err)
     exit(1);
 }
 
+struct esp_vk *esp_test_device_open(void)
+{
+    static struct esp_log log; /* the device's, for as long as it is open */
+    struct esp_err err = {0};
+    struct esp_vk *vk;
+
+    esp_log_init(&log, "test");
+    esp_must(esp_vk_open(&vk, getenv("ESPALIER_DEVICE"), NULL, &log, &err), &err);
+    return vk;
+}
+
+int esp_test_device_close(struct esp_vk **vk)
+{
+    const int failed = (*vk)->n_validation != 0;
+
+    esp_vk_close(vk);
+    return failed;
+}
+
 /** Layers of every stage, and what goes with them. */
 static void cut(struct esp_stage_spec *specs, const struct esp_chain *c, const uint32_t *n_enc,
                 const uint32_t *n_dec, uint32_t max_rows)

@@ -9,6 +9,11 @@
 
 #define ESP_CHAIN_MAX 64
 
+/** The device that ESPALIER_DEVICE names, else the best one, for a test program's run. Exits on failure. */
+struct esp_vk *esp_test_device_open(void);
+/** Closes it. 1 if the validation layer has said anything, else 0: to be added to the tests that failed. */
+int esp_test_device_close(struct esp_vk **vk);
+
 struct esp_chain {
     const struct esp_checkpoint *ck;
     enum esp_wtype weights; /* what stages hold matrices as */

@@ -130,12 +130,3 @@ void fake_ask(struct child *c, struct fake *f, const char *program, const char *
     child_start(c, program, NULL, all);
     child_wait(c, &f->script);
 }
-
-json_t *fake_json(const struct child *c)
-{
-    json_error_t why;
-    json_t *o = json_loads(OUT(c), 0, &why);
-    if (!o)
-        fail_msg("not JSON: %s\n%s\n%s", why.text, OUT(c), ERR(c));
-    return o;
-}

@@ -4,8 +4,6 @@
 #ifndef ESP_TESTS_CLUSTER_CLIENT_RIG_H
 #define ESP_TESTS_CLUSTER_CLIENT_RIG_H
 
-#include <jansson.h>
-
 #include "tests/cluster/cli_child.h"
 
 struct fake {
@@ -37,8 +35,5 @@ bool fake_is_request(struct fake *f, const struct esp_peer *from, const struct e
 
 /** Runs a command, args[0], with --connect and the other arguments, up to a NULL, to its end. @param program  espalier */
 void fake_ask(struct child *c, struct fake *f, const char *program, const char *const *args);
-
-/** What it printed. */
-json_t *fake_json(const struct child *c);
 
 #endif

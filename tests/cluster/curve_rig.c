@@ -12,21 +12,18 @@
 #include <cmocka.h>
 
 #include "proto/clock.h"
+#include "tests/support/temp.h"
 
 static char dir[32];
 
 bool curve_rig_open(void)
 {
-    strcpy(dir, "/tmp/espalier-test-XXXXXX");
-    return mkdtemp(dir) != NULL;
+    return esp_temp_make(dir, sizeof dir) == 0;
 }
 
 int curve_rig_close(void)
 {
-    char command[64];
-
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
+    return esp_temp_remove(dir);
 }
 
 const char *curve_path(const char *name)

@@ -11,9 +11,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-#include <jansson.h>
 
-#include "tests/cluster/cli_child.h"
+#include "tests/cluster/cli_json.h"
 
 /* model/preset.c: toy */
 #define TOKENS    16 /* of the picture */
@@ -26,16 +25,6 @@
 #define STEPS     6
 #define PROMPT    5
 
-static json_t *parse(const struct child *c)
-{
-    json_error_t why;
-    json_t *o = json_loads(OUT(c), 0, &why);
-
-    if (!o)
-        fail_msg("%s in:\n%s\n%s", why.text, OUT(c), ERR(c));
-    return o;
-}
-
 static const json_t *at(const json_t *o, const char *key)
 {
     const json_t *v = json_object_get(o, key);
@@ -45,18 +34,9 @@ static const json_t *at(const json_t *o, const char *key)
     return v;
 }
 
-static double number(const json_t *o, const char *key)
-{
-    const json_t *v = at(o, key);
-
-    if (!json_is_number(v) || !isfinite(json_number_value(v)))
-        fail_msg("%s is no number", key);
-    return json_number_value(v);
-}
-
 static double positive(const json_t *o, const char *key)
 {
-    const double v = number(o, key);
+    const double v = json_number(o, key);
 
     if (!(v > 0))
         fail_msg("%s: %g", key, v);
@@ -71,9 +51,11 @@ static void close_to(double got, double want, const char *what)
 
 static void check_stats(const json_t *s, size_t n)
 {
-    assert_int_equal(number(s, "n"), n);
-    assert_true(positive(s, "min") <= number(s, "q1") && number(s, "q1") <= number(s, "median"));
-    assert_true(number(s, "median") <= number(s, "q3") && number(s, "q3") <= number(s, "max"));
+    assert_int_equal(json_number(s, "n"), n);
+    assert_true(positive(s, "min") <= json_number(s, "q1") &&
+                json_number(s, "q1") <= json_number(s, "median"));
+    assert_true(json_number(s, "median") <= json_number(s, "q3") &&
+                json_number(s, "q3") <= json_number(s, "max"));
 }
 
 /* What n sequences must read and compute at least in a step of decoding, in the middle of the steps. */
@@ -83,8 +65,8 @@ static void check_decode_work(const json_t *p, uint32_t n)
     const double bytes = 2.0 * (LAYERS * PRODUCTS + TABLE) + LAYERS * KV_FLOATS * 4.0 * ctx * n;
     const double flop = 2.0 * n * (LAYERS * PRODUCTS + TABLE) + 4.0 * HEAD_DIMS * LAYERS * ctx * n;
 
-    close_to(number(p, "bytes"), bytes, "bytes");
-    close_to(number(p, "flop"), flop, "flop");
+    close_to(json_number(p, "bytes"), bytes, "bytes");
+    close_to(json_number(p, "flop"), flop, "flop");
 }
 
 /* Kernels of a decoding phase: every weight is read once a run, by whatever kernels there are. */
@@ -99,10 +81,10 @@ static void check_kernels(const json_t *p, uint32_t n)
     json_array_foreach(kernels, i, k)
     {
         positive(k, "calls");
-        share += number(k, "share");
-        if (number(k, "n") > 0) {
-            bytes += number(k, "bytes") / runs;
-            flop += number(k, "flop") / runs;
+        share += json_number(k, "share");
+        if (json_number(k, "n") > 0) {
+            bytes += json_number(k, "bytes") / runs;
+            flop += json_number(k, "flop") / runs;
         }
     }
     close_to(share, 1, "shares");
@@ -121,13 +103,13 @@ static void test_device(void **state)
               (const char *[]){"bench", "--shape", "toy", "--prompt", "5", "--batch", "1,3", "--steps", "6",
                                "--repeats", "3", "--profile", "--json", NULL});
     child_expect(&c, "bench", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_is_null(at(o, "cluster")));
     assert_int_equal(json_array_size(at(o, "devices")), 1);
     r = json_array_get(at(o, "devices"), 0);
     assert_string_equal(json_string_value(at(r, "model")), "shape:toy");
     assert_true(json_is_true(at(r, "made")));
-    assert_int_equal(number(r, "prefix"), TOKENS + PROMPT);
+    assert_int_equal(json_number(r, "prefix"), TOKENS + PROMPT);
     positive(at(r, "ceilings"), "read_rate");
     positive(at(r, "ceilings"), "flop_rate");
     positive(at(r, "load"), "seconds");
@@ -144,13 +126,13 @@ static void test_device(void **state)
         positive(p, "roofline");
         if (i < 2)
             continue;
-        assert_int_equal(number(p, "batch"), batch[i - 2]);
+        assert_int_equal(json_number(p, "batch"), batch[i - 2]);
         check_decode_work(p, batch[i - 2]);
         check_kernels(p, batch[i - 2]);
     }
-    close_to(number(r, "first_token"),
-             number(at(json_array_get(phases, 0), "time"), "median") +
-                 number(at(json_array_get(phases, 1), "time"), "median"),
+    close_to(json_number(r, "first_token"),
+             json_number(at(json_array_get(phases, 0), "time"), "median") +
+                 json_number(at(json_array_get(phases, 1), "time"), "median"),
              "first token");
     json_decref(o);
     child_finish(&c);
@@ -192,7 +174,7 @@ static void test_model(void **state)
               (const char *[]){"bench", "--model", "tests/golden/data/tiny", "--layers", "1/1", "--batch",
                                "1", "--steps", "2", "--repeats", "1", "--json", NULL});
     child_expect(&c, "a model", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     r = json_array_get(at(o, "devices"), 0);
     assert_true(json_is_false(at(r, "made")));
     assert_int_equal(json_integer_value(json_array_get(at(r, "layers"), 1)), 1);
@@ -220,10 +202,10 @@ static void test_weights(void **state)
                                    "decode", "--prompt", "5", "--batch", "1", "--steps", "6", "--json",
                                    NULL});
         child_expect(&c, cases[i].type, 0, NULL, NULL);
-        o = parse(&c);
+        o = child_json(&c);
         r = json_array_get(at(o, "devices"), 0);
         assert_string_equal(json_string_value(at(r, "weights")), cases[i].type);
-        close_to(number(json_array_get(at(r, "phases"), 0), "bytes"),
+        close_to(json_number(json_array_get(at(r, "phases"), 0), "bytes"),
                  cases[i].bytes * (LAYERS * PRODUCTS + TABLE) + LAYERS * KV_FLOATS * 4.0 * ctx, "bytes");
         json_decref(o);
         child_finish(&c);
@@ -242,42 +224,44 @@ static void test_cluster(void **state)
               (const char *[]){"bench", "--shape", "toy", "--workers", "2", "--split", "1/1,1/2", "--batch",
                                "1,3", "--steps", "6", "--repeats", "2", "--prompt", "5", "--json", NULL});
     child_expect(&c, "a cluster", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_int_equal(json_array_size(at(o, "devices")), 0);
     r = at(o, "cluster");
     positive(r, "load");
-    assert_int_equal(number(r, "image_tokens"), TOKENS);
-    assert_int_equal(number(r, "prefix"), TOKENS + 1 + PROMPT + 1); /* BOS, a byte a token, the separator */
+    assert_int_equal(json_number(r, "image_tokens"), TOKENS);
+    assert_int_equal(json_number(r, "prefix"),
+                     TOKENS + 1 + PROMPT + 1); /* BOS, a byte a token, the separator */
     check_stats(at(at(r, "request"), "first_token"), 2);
     check_stats(at(at(r, "request"), "encode"), 2);
     check_stats(at(at(r, "request"), "prefill"), 2);
     decode = at(r, "decode");
     assert_int_equal(json_array_size(decode), 2);
     check_stats(at(json_array_get(decode, 0), "interval"), STEPS);
-    assert_true(number(json_array_get(decode, 1), "tokens") >= 3);
+    assert_true(json_number(json_array_get(decode, 1), "tokens") >= 3);
     positive(json_array_get(decode, 1), "tokens_per_second");
 
     stages = at(r, "stages");
     assert_int_equal(json_array_size(stages), 2);
     hop = at(r, "hop");
-    assert_int_equal(number(hop, "steps"), STEPS);
-    assert_int_equal(number(hop, "hops"), 3); /* to the first, between them, and back */
-    bytes = number(hop, "result_bytes");
+    assert_int_equal(json_number(hop, "steps"), STEPS);
+    assert_int_equal(json_number(hop, "hops"), 3); /* to the first, between them, and back */
+    bytes = json_number(hop, "result_bytes");
     for (size_t i = 0; i < 2; i++) {
         const json_t *s = json_array_get(stages, i);
         const bool first = json_integer_value(json_array_get(at(s, "decoder"), 0)) == 0;
         /* a token, or a row of float32; the header around it is some dozens of bytes */
         const double payload = first ? 4 : 4 * WIDTH;
 
-        assert_true(number(s, "decode_bytes") > payload + 10 && number(s, "decode_bytes") < payload + 200);
-        bytes += number(s, "decode_bytes");
+        assert_true(json_number(s, "decode_bytes") > payload + 10 &&
+                    json_number(s, "decode_bytes") < payload + 200);
+        bytes += json_number(s, "decode_bytes");
         compute += positive(s, "decode_compute");
     }
-    close_to(number(hop, "bytes"), bytes, "bytes of a token");
-    close_to(number(hop, "compute"), compute, "compute");
-    assert_true(number(hop, "token") > compute);
+    close_to(json_number(hop, "bytes"), bytes, "bytes of a token");
+    close_to(json_number(hop, "compute"), compute, "compute");
+    assert_true(json_number(hop, "token") > compute);
     /* pixels, rows between encoder stages, features and the prompt's rows at least */
-    assert_true(number(at(at(r, "request"), "bytes"), "median") > 4 * (3 * 56 * 56 + 16 * 48 + 23 * 64));
+    assert_true(json_number(at(at(r, "request"), "bytes"), "median") > 4 * (3 * 56 * 56 + 16 * 48 + 23 * 64));
     json_decref(o);
     child_finish(&c);
 }

@@ -13,6 +13,7 @@
 #include <jansson.h>
 
 #include "tests/cluster/cli_child.h"
+#include "tests/support/temp.h"
 
 #define TINY    "tests/golden/data/tiny"
 #define SCENE_A TINY "/images/scene_a.png"
@@ -168,8 +169,7 @@ static int fake_setup(void **state)
     char state_home[64];
 
     memset(&f, 0, sizeof f);
-    strcpy(f.dir, "/tmp/espalier-test-XXXXXX");
-    assert_non_null(mkdtemp(f.dir));
+    assert_int_equal(esp_temp_make(f.dir, sizeof f.dir), 0);
     snprintf(f.endpoint, sizeof f.endpoint, "ipc://%s/c", f.dir);
     snprintf(f.input, sizeof f.input, "%s/input", f.dir);
     snprintf(f.history, sizeof f.history, "%s/state/espalier/history", f.dir);
@@ -190,11 +190,9 @@ static int fake_setup(void **state)
 static int fake_teardown(void **state)
 {
     struct fake *f = *state;
-    char command[96];
 
     script_close(&f->script, &f->net, f->dir);
-    snprintf(command, sizeof command, "rm -r %s", f->dir);
-    return system(command);
+    return esp_temp_remove(f->dir);
 }
 
 static void write_input(const struct fake *f, const char *text, size_t n)

@@ -10,9 +10,9 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-#include <jansson.h>
 
 #include "proto/clock.h"
+#include "tests/cluster/cli_json.h"
 #include "tests/cluster/client_rig.h"
 #include "tests/support/file.h"
 #include "tests/support/golden.h"
@@ -340,7 +340,7 @@ static void test_json(void **state)
     fake_ask(&c, f, ESPALIER, (const char *[]){"run", "--image", SCENE_A, "--json", "caption en", NULL});
     child_expect(&c, "json", 0, NULL, NULL);
     assert_string_equal(ERR(&c), "");
-    o = fake_json(&c);
+    o = child_json(&c);
     assert_string_equal(json_string_value(at(o, "text")), "a \"cat\"\n");
     assert_string_equal(json_string_value(at(o, "finish")), "eos");
     assert_string_equal(json_string_value(at(o, "stages.1.worker")), "w1");
@@ -366,7 +366,7 @@ static void test_json_beams(void **state)
     fake_ask(&c, f, ESPALIER,
              (const char *[]){"run", "--image", SCENE_A, "--json", "--beams", "2", "caption en", NULL});
     child_expect(&c, "json with beams", 0, NULL, NULL);
-    o = fake_json(&c);
+    o = child_json(&c);
     assert_true(json_real_value(at(o, "score")) == -0.825);
     assert_int_equal(json_array_size(at(o, "hypotheses")), 2);
     assert_true(json_real_value(at(o, "hypotheses.0.sum")) == -3.3);
@@ -413,7 +413,7 @@ static void test_score(void **state)
              (const char *[]){"score", "--model", TINY, "--prompt", "caption en", "--suffix", "a cat",
                               "--json", NULL});
     child_expect(&c, "score", 0, NULL, NULL);
-    o = fake_json(&c);
+    o = child_json(&c);
     assert_int_equal(json_array_size(at(o, "ids")), 4);
     assert_int_equal(json_integer_value(at(o, "ids.3")), 1); /* the model's end token */
     assert_int_equal(json_array_size(at(o, "logprobs")), 4);
@@ -442,7 +442,7 @@ static void test_status(void **state)
     child_finish(&c);
     fake_ask(&c, f, ESPALIER, (const char *[]){"cluster", "status", "--json", NULL});
     child_expect(&c, "status", 0, NULL, NULL);
-    o = fake_json(&c);
+    o = child_json(&c);
     assert_true(json_is_true(at(o, "ready")));
     assert_int_equal(json_array_size(at(o, "workers")), 0);
     json_decref(o);

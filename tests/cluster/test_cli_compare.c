@@ -1,6 +1,5 @@
 /* espalier compare, with real clusters of one worker on a small model: what weights cost where something is known of it
  * beforehand, and what is said of arguments, files and models that do not do. */
-#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -12,10 +11,10 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-#include <jansson.h>
 
 #include "proto/clock.h"
-#include "tests/cluster/cli_child.h"
+#include "tests/cluster/cli_json.h"
+#include "tests/support/temp.h"
 
 #define TINY     "tests/golden/data/tiny"
 #define OTHER    "models/tiny" /* of another shape */
@@ -32,8 +31,7 @@ static int setup(void **state)
     char cwd[4096];
     FILE *file;
 
-    strcpy(r.dir, "/tmp/espalier-test-XXXXXX");
-    assert_true(mkdtemp(r.dir) && getcwd(cwd, sizeof cwd));
+    assert_true(esp_temp_make(r.dir, sizeof r.dir) == 0 && getcwd(cwd, sizeof cwd));
     snprintf(r.set, sizeof r.set, "%s/set.jsonl", r.dir);
     snprintf(r.made, sizeof r.made, "%s/q8", r.dir);
     file = fopen(r.set, "w");
@@ -49,28 +47,11 @@ static int setup(void **state)
            setenv("TMPDIR", r.dir, 1);
 }
 
-static void remove_all(const char *dir)
-{
-    DIR *d = opendir(dir);
-    struct dirent *e;
-    char path[400];
-
-    while (d && (e = readdir(d))) {
-        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        unlink(path);
-    }
-    if (d)
-        closedir(d);
-    rmdir(dir);
-}
-
 static int teardown(void **state)
 {
     struct rig *r = *state;
 
-    unlink(r->set);
-    remove_all(r->made);
-    return rmdir(r->dir); /* nothing else may be left there */
+    return esp_temp_remove(r->dir);
 }
 
 static void compare(struct child *c, const struct rig *r, const char *const *args)
@@ -86,29 +67,10 @@ static void compare(struct child *c, const struct rig *r, const char *const *arg
 
 /* ---- what is measured ---- */
 
-static json_t *parse(const struct child *c)
-{
-    json_error_t why;
-    json_t *o = json_loads(OUT(c), 0, &why);
-
-    if (!o)
-        fail_msg("%s in:\n%s\n%s", why.text, OUT(c), ERR(c));
-    return o;
-}
-
-static double number(const json_t *o, const char *key)
-{
-    const json_t *v = json_object_get(o, key);
-
-    if (!json_is_number(v) || !isfinite(json_number_value(v)))
-        fail_msg("%s is no number", key);
-    return json_number_value(v);
-}
-
 /* The error of a layer, or of what comes before and behind them. */
 static void check_layer(const json_t *layers, const char *name, double least, double most)
 {
-    const double error = number(layers, name);
+    const double error = json_number(layers, name);
 
     if (!(error >= least && error <= most))
         fail_msg("%s: %g, expected %g to %g", name, error, least, most);
@@ -140,13 +102,14 @@ static void test_q8(void **state)
     compare(&c, *state, (const char *[]){"--base", "f32", "--weights", "q8", "--json", NULL});
     child_expect(&c, "q8", 0, NULL, NULL);
     assert_string_equal(ERR(&c), "");
-    o = parse(&c);
-    assert_int_equal(number(o, "examples"), 2);
-    assert_true(number(o, "tokens") > 4); /* of both answers, and their ends */
-    assert_true(number(o, "kl_mean") > 0 && number(o, "kl_mean") < 0.05);
-    assert_true(number(o, "kl_median") >= 0 && number(o, "kl_median") <= number(o, "kl_p99"));
-    assert_true(number(o, "kl_p99") <= number(o, "kl_max") && number(o, "kl_mean") <= number(o, "kl_max"));
-    assert_true(number(o, "same_token") >= 0.5 && number(o, "same_token") <= 1);
+    o = child_json(&c);
+    assert_int_equal(json_number(o, "examples"), 2);
+    assert_true(json_number(o, "tokens") > 4); /* of both answers, and their ends */
+    assert_true(json_number(o, "kl_mean") > 0 && json_number(o, "kl_mean") < 0.05);
+    assert_true(json_number(o, "kl_median") >= 0 && json_number(o, "kl_median") <= json_number(o, "kl_p99"));
+    assert_true(json_number(o, "kl_p99") <= json_number(o, "kl_max") &&
+                json_number(o, "kl_mean") <= json_number(o, "kl_max"));
+    assert_true(json_number(o, "same_token") >= 0.5 && json_number(o, "same_token") <= 1);
     check_layers(o, 1e-5, 0.1);
     json_decref(o);
     child_finish(&c);
@@ -179,8 +142,8 @@ static void test_other_model(void **state)
     compare(&c, r,
             (const char *[]){"--base", "q8", "--other-model", r->made, "--limit", "1", "--json", NULL});
     child_expect(&c, "quantised ahead", 0, NULL, NULL);
-    o = parse(&c);
-    assert_true(number(o, "kl_max") == 0 && number(o, "same_token") == 1);
+    o = child_json(&c);
+    assert_true(json_number(o, "kl_max") == 0 && json_number(o, "same_token") == 1);
     check_layers(o, 0, 0);
     json_decref(o);
     child_finish(&c);

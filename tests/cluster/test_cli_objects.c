@@ -11,12 +11,12 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-#include <jansson.h>
 
 #include "objects/rle.h"
 #include "picture/image.h"
-#include "tests/cluster/cli_child.h"
+#include "tests/cluster/cli_json.h"
 #include "tests/support/file.h"
+#include "tests/support/temp.h"
 
 #define TINY  "tests/golden/data/tiny"
 #define SCENE TINY "/images/scene_a.png" /* 133 x 97 */
@@ -57,11 +57,9 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct fake *f = *state;
-    char command[96];
 
     script_close(&f->script, &f->net, f->dir);
-    snprintf(command, sizeof command, "rm -r %s", f->dir);
-    return system(command);
+    return esp_temp_remove(f->dir);
 }
 
 /* ---- the coordinator ---- */
@@ -171,16 +169,6 @@ static void run(struct fake *f, struct child *c, bool on_terminal, const char *c
     child_wait(c, &f->script);
 }
 
-static json_t *parse(const struct child *c)
-{
-    json_error_t why;
-    json_t *o = json_loads(OUT(c), 0, &why);
-
-    if (!o)
-        fail_msg("not JSON: %s\n%s\n%s", why.text, OUT(c), ERR(c));
-    return o;
-}
-
 static const json_t *object(const json_t *o, size_t i)
 {
     return json_array_get(json_object_get(o, "objects"), i);
@@ -225,7 +213,7 @@ static void test_boxes(void **state)
         (const char *[]){"run", "--image", SCENE, "--json", FOUND " ; <loc0001><loc0002> bird", NULL});
     child_expect(&c, "boxes", 0, NULL, NULL);
     assert_string_equal(ERR(&c), "");
-    o = parse(&c);
+    o = child_json(&c);
     assert_int_equal(json_array_size(json_object_get(o, "objects")), 2);
     assert_string_equal(text_of(object(o, 0), "label"), "cat");
     assert_string_equal(text_of(object(o, 1), "label"), "black dog");
@@ -259,7 +247,7 @@ static void test_less_is_known(void **state)
 
     run(f, &c, false, (const char *[]){"run", "--image", SCENE, "--json", "--beams", "2", FOUND, NULL});
     child_expect(&c, "beams", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     expect_box(object(o, 0), 97 / 4.0, 133 / 8.0, 97 * 3 / 4.0, 133 / 2.0);
     assert_true(json_is_null(json_object_get(object(o, 0), "score")));
     json_decref(o);
@@ -267,7 +255,7 @@ static void test_less_is_known(void **state)
 
     run(f, &c, false, (const char *[]){"run", "--json", FOUND, NULL});
     child_expect(&c, "no picture", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_string_equal(text_of(object(o, 0), "label"), "cat");
     assert_true(json_is_null(json_object_get(object(o, 0), "box")));
     json_decref(o);
@@ -277,7 +265,7 @@ static void test_less_is_known(void **state)
         (const char *[]){"run", "--image", SCENE, "--json", "--suffix", "<loc0256><loc0128>",
                          "<loc0768><loc0512> cat ; " BOX_B " dog", NULL});
     child_expect(&c, "suffix", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     expect_box(object(o, 0), 97 / 4.0, 133 / 8.0, 97 * 3 / 4.0, 133 / 2.0);
     assert_true(json_is_null(json_object_get(object(o, 0), "score")));
     assert_true(json_is_real(json_object_get(object(o, 1), "score")));
@@ -358,7 +346,7 @@ static void test_masks_and_output(void **state)
                          SEGMENTED, NULL});
     child_expect(&c, "masks", 0, NULL, NULL);
     assert_string_equal(ERR(&c), "");
-    o = parse(&c);
+    o = child_json(&c);
     area = expect_mask(o, mask);
     assert_true(area > 0);
     expect_drawn(drawn);
@@ -370,7 +358,7 @@ static void test_masks_and_output(void **state)
         (const char *[]){"run", "--image", SCENE, "--json", "--mask-codec", CODEC, "--masks", "%s/masks",
                          SEGMENTED, NULL});
     child_expect(&c, "--masks", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_int_equal(expect_mask(o, moved), area);
     json_decref(o);
     child_finish(&c);
@@ -379,7 +367,7 @@ static void test_masks_and_output(void **state)
     run(f, &c, false,
         (const char *[]){"run", "--image", SCENE, "--json", "--mask-codec", CODEC, SEGMENTED, NULL});
     child_expect(&c, "rle alone", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_is_null(json_object_get(object(o, 0), "mask")));
     assert_true(json_is_object(json_object_get(object(o, 0), "rle")));
     json_decref(o);
@@ -438,7 +426,7 @@ static void test_where_the_codec_is(void **state)
         child_expect(&c, "codec", 0, cases[i].said, NULL);
         if (!cases[i].said)
             assert_string_equal(ERR(&c), "");
-        o = parse(&c);
+        o = child_json(&c);
         assert_int_equal(json_is_object(json_object_get(object(o, 0), "rle")), cases[i].mask);
         assert_int_equal(json_array_size(json_object_get(object(o, 0), "seg")), 16);
         json_decref(o);
@@ -465,7 +453,7 @@ static void test_installed_codec(void **state)
     program = ESPALIER;
     child_expect(&c, "installed", 0, NULL, NULL);
     assert_string_equal(ERR(&c), "");
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_is_object(json_object_get(object(o, 0), "rle")));
     json_decref(o);
     child_finish(&c);
@@ -528,7 +516,7 @@ static void test_full_disk(void **state)
     child_finish(&c);
     run(f, &c, false, (const char *[]){"run", "--image", SCENE, "--json", "-o", "/dev/full", FOUND, NULL});
     child_expect(&c, "full", 1, "/dev/full: No space left", NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_int_equal(json_array_size(json_object_get(o, "objects")), 2);
     json_decref(o);
     child_finish(&c);

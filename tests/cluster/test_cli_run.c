@@ -12,9 +12,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-#include <jansson.h>
 
-#include "tests/cluster/cli_child.h"
+#include "tests/cluster/cli_json.h"
 
 #define TINY  "tests/golden/data/tiny"
 #define SCENE TINY "/images/scene_a.png" /* the picture of case 0 of every kind */
@@ -50,15 +49,6 @@ static const char *prefix_of(const json_t *one)
     return json_string_value(json_object_get(one, "prefix"));
 }
 
-static json_t *parse(const struct child *c)
-{
-    json_error_t why;
-    json_t *o = json_loads(OUT(c), 0, &why);
-    if (!o)
-        fail_msg("not JSON: %s\n%s\n%s", why.text, OUT(c), ERR(c));
-    return o;
-}
-
 static void test_greedy(void **state)
 {
     static const char *const workers[] = {"1", "2", "3"};
@@ -89,7 +79,7 @@ static void test_json_and_stdin(void **state)
                                  "--ignore-eos", prefix_of(want), NULL});
     child_wait(&c, NULL);
     child_expect(&c, "json", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_equal(json_object_get(o, "ids"), json_object_get(want, "tokens")));
     assert_int_equal(json_array_size(json_object_get(o, "logprobs")), 24);
     assert_int_equal(json_array_size(json_object_get(o, "stages")), 2);
@@ -113,7 +103,7 @@ static void test_objects(void **state)
                                "--max-tokens", "2", "--suffix", "<loc0256><loc0512><loc0768><loc1023> cat ;",
                                "detect cat", NULL});
     child_expect(&c, "objects", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     first = json_array_get(json_object_get(o, "objects"), 0);
     box = json_object_get(first, "box");
     assert_string_equal(json_string_value(json_object_get(first, "label")), "cat");
@@ -134,7 +124,7 @@ static void test_beams(void **state)
               (const char *[]){"run", "--model", TINY, "--image", SCENE, "--json", "--beams", "3",
                                "--length-penalty", "1", "--max-tokens", "12", prefix_of(want), NULL});
     child_expect(&c, "beams", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_equal(json_object_get(o, "ids"), json_object_get(best, "tokens")));
     assert_true(fabs(json_real_value(json_object_get(o, "score")) -
                      json_real_value(json_object_get(best, "score"))) < 1e-4);
@@ -154,7 +144,7 @@ static void test_score(void **state)
                                prefix_of(want), "--suffix",
                                json_string_value(json_object_get(want, "suffix")), NULL});
     child_expect(&c, "score", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_int_equal(json_array_size(json_object_get(o, "ids")),
                      json_integer_value(json_object_get(want, "suffix_tokens_with_eos")));
     assert_true(fabs(json_real_value(json_object_get(o, "sum")) -
@@ -182,7 +172,7 @@ static void test_many_pictures(void **state)
     args[n++] = suffix;
     child_run(&c, ESPALIER, args);
     child_expect(&c, "sixty pictures", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_int_equal(json_integer_value(json_object_get(o, "image_tokens")), 960);
     assert_int_equal(json_array_size(json_object_get(o, "ids")), 3);
     json_decref(o);

@@ -9,9 +9,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-#include <jansson.h>
 
-#include "tests/cluster/cli_child.h"
+#include "tests/cluster/cli_json.h"
 
 #define TINY "tests/golden/data/tiny"
 
@@ -103,15 +102,6 @@ static void run(struct child *c, struct fake *f, const char *option)
     child_wait(c, &f->script);
 }
 
-static json_t *parse(const struct child *c)
-{
-    json_error_t why;
-    json_t *o = json_loads(OUT(c), 0, &why);
-    if (!o)
-        fail_msg("not JSON: %s\n%s\n%s", why.text, OUT(c), ERR(c));
-    return o;
-}
-
 static json_t *worker(json_t *o, size_t i)
 {
     return json_array_get(json_object_get(o, "workers"), i);
@@ -164,7 +154,7 @@ static void test_right(void **state)
     child_finish(&c);
     run(&c, f, "--json");
     child_expect(&c, "right", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_is_true(json_object_get(o, "right")));
     assert_int_equal(json_array_size(json_object_get(o, "workers")), 2);
     assert_true(json_is_true(json_object_get(worker(o, 1), "right")));
@@ -237,7 +227,7 @@ static void test_wrong(void **state)
     child_finish(&c);
     run(&c, f, "--json");
     child_expect(&c, "wrong", 1, "w0 computes wrongly", NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_is_false(json_object_get(o, "right")));
     assert_true(json_is_false(json_object_get(worker(o, 0), "right")));
     assert_true(json_is_true(json_object_get(worker(o, 1), "right")));
@@ -296,7 +286,7 @@ static void test_could_not(void **state)
     child_finish(&c);
     run(&c, f, "--json");
     child_expect(&c, "could not", 1, "w0 was not checked", NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_is_false(json_object_get(o, "right")));
     assert_true(json_is_null(json_object_get(worker(o, 1), "right")));
     assert_string_equal(json_string_value(json_object_get(worker(o, 1), "why")), "no free KV block");
@@ -356,7 +346,7 @@ static void test_real(void **state)
     child_run(&c, ESPALIER,
               (const char *[]){"verify", "--model", TINY, "--split", "1/1,1/2", "--json", NULL});
     child_expect(&c, "tiny", 0, NULL, NULL);
-    o = parse(&c);
+    o = child_json(&c);
     assert_true(json_is_true(json_object_get(o, "right")));
     assert_int_equal(json_array_size(json_object_get(o, "workers")), 2);
     for (size_t i = 0; i < 2;

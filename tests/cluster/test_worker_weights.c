@@ -12,6 +12,7 @@
 
 #include "tests/cluster/worker_rig.h"
 #include "tests/support/manifest.h"
+#include "tests/support/temp.h"
 
 #define TINY  "tests/golden/data/tiny"
 #define OTHER "tests/golden/data/tiny-pg2"
@@ -36,9 +37,8 @@ static int close_all(void **state)
 
 static int setup(void **state)
 {
-    strcpy(dir, "/tmp/esp-weights-XXXXXX");
     memset(asked, 0, sizeof asked);
-    if (!mkdtemp(dir) || rig_setup(state))
+    if (esp_temp_make(dir, sizeof dir) || rig_setup(state))
         return -1;
     ((struct rig *)*state)->w[0].cache = dir;
     return 0;
@@ -46,11 +46,9 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    char command[96];
     int rc = rig_teardown(state);
 
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command) || rc;
+    return esp_temp_remove(dir) || rc;
 }
 
 static const struct rig_place whole = {

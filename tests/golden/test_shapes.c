@@ -18,6 +18,7 @@
 #include "tests/support/golden.h"
 #include "tests/support/rand.h"
 #include "tests/support/ref_model.h"
+#include "tests/support/temp.h"
 
 #define MAX_ROWS 160
 
@@ -79,8 +80,7 @@ static struct esp_checkpoint *checkpoint_of(const struct shape *s, char dir[64],
         s->gemma2 ? s->gemma2 : "\"model_type\":\"gemma\",", s->width, s->heads, s->kv_heads, s->head_dim,
         s->layers, s->mlp, s->vocab);
     spec.n_config = strlen(config);
-    snprintf(dir, 64, "/tmp/espalier-shape-XXXXXX");
-    assert_non_null(mkdtemp(dir));
+    assert_int_equal(esp_temp_make(dir, 64), 0);
     esp_must(esp_checkpoint_write(&spec, &err), &err);
     esp_must(esp_checkpoint_open(&ck, dir, &err), &err);
     return ck;
@@ -88,9 +88,7 @@ static struct esp_checkpoint *checkpoint_of(const struct shape *s, char dir[64],
 
 static void remove_dir(const char *dir)
 {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", dir);
-    assert_int_equal(system(command), 0);
+    assert_int_equal(esp_temp_remove(dir), 0);
 }
 
 /* Layers into up to three stages, cut anywhere. */

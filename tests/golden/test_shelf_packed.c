@@ -20,6 +20,7 @@
 #include <cmocka.h>
 
 #include "tests/support/chain.h"
+#include "tests/support/temp.h"
 #include "worker/packed.h"
 #include "worker/piece.h"
 #include "worker/shelf.h"
@@ -35,18 +36,14 @@ static char dir[64];
 static int setup(void **state)
 {
     (void)state;
-    strcpy(dir, "/tmp/esp-packed-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return esp_temp_make(dir, sizeof dir);
 }
 
 static int teardown(void **state)
 {
-    char command[96];
-
     (void)state;
     esp_packed_destroy(&vk->packed);
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
+    return esp_temp_remove(dir);
 }
 
 static void open_cache(bool all)

@@ -17,6 +17,7 @@
 #include "tests/support/chain.h"
 #include "tests/support/checkpoint_writer.h"
 #include "tests/support/rand.h"
+#include "tests/support/temp.h"
 
 #define MAX_ROWS 96
 #define SEQS     6
@@ -248,7 +249,7 @@ static void test_padded_heads(void **state)
         "\"num_hidden_layers\":2,\"intermediate_size\":40},\"text_config\":{\"model_type\":\"gemma\","
         "\"hidden_size\":52,\"num_attention_heads\":6,\"num_key_value_heads\":3,\"head_dim\":18,"
         "\"num_hidden_layers\":5,\"intermediate_size\":61,\"vocab_size\":333}}";
-    char dir[] = "/tmp/espalier-move-XXXXXX", command[64];
+    char dir[32];
     struct esp_checkpoint_spec spec = {.dir = dir,
                                        .config_json = config,
                                        .n_config = sizeof config - 1,
@@ -257,11 +258,10 @@ static void test_padded_heads(void **state)
                                        .n_shard = 1};
     struct esp_err err = {0};
 
-    assert_non_null(mkdtemp(dir));
+    assert_int_equal(esp_temp_make(dir, sizeof dir), 0);
     esp_must(esp_checkpoint_write(&spec, &err), &err);
     run_golden(dir, 5);
-    snprintf(command, sizeof command, "rm -rf %s", dir);
-    assert_int_equal(system(command), 0);
+    assert_int_equal(esp_temp_remove(dir), 0);
 }
 
 /* ---- what must be refused ---- */

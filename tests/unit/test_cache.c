@@ -18,6 +18,7 @@
 
 #include <cmocka.h>
 
+#include "tests/support/temp.h"
 #include "worker/cache.h"
 
 #define N_BYTES 5000u
@@ -26,16 +27,12 @@ static char dir[64];
 
 static int setup(void **state)
 {
-    strcpy(dir, "/tmp/esp-cache-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return esp_temp_make(dir, sizeof dir);
 }
 
 static int teardown(void **state)
 {
-    char command[96];
-
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
+    return esp_temp_remove(dir);
 }
 
 static struct esp_cache *open_cache(uint64_t limit_bytes, esp_cache_keep keep, void *arg)

@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "tests/support/manifest.h"
+#include "tests/support/temp.h"
 #include "worker/cache.h"
 #include "worker/depot.h"
 
@@ -48,16 +49,12 @@ static int close_all(void **state)
 
 static int setup(void **state)
 {
-    strcpy(dir, "/tmp/esp-depot-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return esp_temp_make(dir, sizeof dir);
 }
 
 static int teardown(void **state)
 {
-    char command[96];
-
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
+    return esp_temp_remove(dir);
 }
 
 static struct esp_depot *open_depot(const char *where, uint64_t limit_bytes)

@@ -1,5 +1,6 @@
 /* The journal: what was handed over is there after any end of the process; what is damaged costs only itself. */
 #include "coordinator/journal.h"
+#include "tests/support/temp.h"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -26,8 +27,7 @@ static int setup(void **state)
 {
     static struct place p;
 
-    snprintf(p.dir, sizeof p.dir, "/tmp/esp-journal-XXXXXX");
-    assert_non_null(mkdtemp(p.dir));
+    assert_int_equal(esp_temp_make(p.dir, sizeof p.dir), 0);
     snprintf(p.path, sizeof p.path, "%s/j", p.dir);
     *state = &p;
     return 0;
@@ -36,10 +36,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     const struct place *p = *state;
-    char cmd[96];
 
-    snprintf(cmd, sizeof cmd, "rm -rf %s", p->dir);
-    return system(cmd);
+    return esp_temp_remove(p->dir);
 }
 
 static struct esp_journal *open_with(const struct place *p, uint64_t max_bytes)

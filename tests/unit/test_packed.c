@@ -21,6 +21,7 @@
 #include <cmocka.h>
 
 #include "model/file.h"
+#include "tests/support/temp.h"
 #include "worker/packed.h"
 #include "worker/packed_key.h"
 
@@ -33,17 +34,13 @@ static char dir[64];
 static int setup(void **state)
 {
     (void)state;
-    strcpy(dir, "/tmp/esp-packed-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return esp_temp_make(dir, sizeof dir);
 }
 
 static int teardown(void **state)
 {
-    char command[96];
-
     (void)state;
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
+    return esp_temp_remove(dir);
 }
 
 static struct esp_packed *open_cache(uint64_t limit_bytes)

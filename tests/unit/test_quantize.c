@@ -16,6 +16,7 @@
 #include "cli/command.h"
 #include "model/file.h"
 #include "model/roles.h"
+#include "tests/support/temp.h"
 #include "worker/piece.h"
 
 #define TINY "tests/golden/data/tiny" /* ragged sizes, heads of 72 and 32 */
@@ -25,16 +26,12 @@ static char dir[64];
 
 static int setup(void **state)
 {
-    snprintf(dir, sizeof dir, "/tmp/espalier-quantize-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return esp_temp_make(dir, sizeof dir);
 }
 
 static int teardown(void **state)
 {
-    char command[96];
-
-    snprintf(command, sizeof command, "rm -rf %s", dir);
-    return system(command);
+    return esp_temp_remove(dir);
 }
 
 static int run(const char *model, const char *out, const char *type, const char *threads)

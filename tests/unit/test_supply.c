@@ -16,6 +16,7 @@
 #include "coordinator/supply.h"
 #include "model/file.h"
 #include "tests/support/manifest.h"
+#include "tests/support/temp.h"
 
 #define TINY       "tests/golden/data/tiny"
 #define CHUNK      65536u
@@ -39,16 +40,12 @@ static int close_all(void **state)
 
 static int setup(void **state)
 {
-    strcpy(dir, "/tmp/esp-supply-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return esp_temp_make(dir, sizeof dir);
 }
 
 static int teardown(void **state)
 {
-    char command[96];
-
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
+    return esp_temp_remove(dir);
 }
 
 static struct esp_supply *open_supply(uint64_t stop_after)

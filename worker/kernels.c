@@ -7,6 +7,7 @@
 #include "esp_spv_attention_plain.h"
 #include "esp_spv_attention_slices_gpu.h"
 #include "esp_spv_attention_texel.h"
+#include "esp_spv_attention_wide_texel.h"
 #include "esp_spv_embed_plain_bf16.h"
 #include "esp_spv_embed_plain_f16.h"
 #include "esp_spv_embed_plain_f32.h"
@@ -104,6 +105,7 @@ static const struct esp_kernel_code table[] = {
     ROW(TOPK, TEXEL, NONE_, topk_texel, 0, 0),
     ROW(ATTENTION, PLAIN, NONE_, attention_plain, 0, 0),
     ROW(ATTENTION, TEXEL, NONE_, attention_texel, 0, 0),
+    ROW(ATTENTION_WIDE, TEXEL, NONE_, attention_wide_texel, 0, 0),
     ROW(ATTENTION_FLASH, GPU, NONE_, attention_flash_gpu, 0, 0),
     ROW(ATTENTION_SLICES, GPU, NONE_, attention_slices_gpu, 0, 0),
     ROW(ATTENTION_JOIN, GPU, NONE_, attention_join_gpu, 0, 0),

@@ -21,6 +21,7 @@ enum esp_kernel {
     ESP_K_MATVEC,      /* few rows: decode, logits */
     ESP_K_ROPE_KV,
     ESP_K_ATTENTION,
+    ESP_K_ATTENTION_WIDE,   /* texel class: many rows */
     ESP_K_ATTENTION_FLASH,  /* gpu class: many rows */
     ESP_K_ATTENTION_SLICES, /* gpu class: decode rows ... */
     ESP_K_ATTENTION_JOIN,   /* ... and what puts slices together */

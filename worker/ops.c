@@ -387,15 +387,30 @@ static bool slices_fit(const struct esp_vk *vk, uint32_t h4)
                vk->props.limits.maxComputeSharedMemorySize;
 }
 
-static uint32_t tile_queries(const struct esp_vk *vk, bool few, uint32_t h4)
+/* The kernel, and the query vectors that a tile of it takes. */
+static enum esp_kernel attention_kernel(const struct esp_vk *vk, bool few, uint32_t h4, uint32_t *queries)
 {
-    return !few && flash_chunk(vk, h4) ? ESP_FLASH_QUERIES : ESP_TILE_QUERIES;
+    enum esp_kernel kernel = ESP_K_ATTENTION;
+
+    *queries = ESP_TILE_QUERIES;
+    if (few && slices_fit(vk, h4)) {
+        kernel = ESP_K_ATTENTION_SLICES;
+    } else if (!few && flash_chunk(vk, h4)) {
+        kernel = ESP_K_ATTENTION_FLASH;
+        *queries = ESP_FLASH_QUERIES;
+    } else if (!few && vk->cls == ESP_VK_TEXEL) {
+        kernel = ESP_K_ATTENTION_WIDE;
+        *queries = ESP_WIDE_QUERIES;
+    }
+    return kernel;
 }
 
 uint32_t esp_attn_tile_rows(const struct esp_vk *vk, bool few, uint32_t n_head, uint32_t n_kv,
                             uint32_t head_dim)
 {
-    const uint32_t queries = tile_queries(vk, few, head_dim / 4);
+    uint32_t queries;
+
+    attention_kernel(vk, few, head_dim / 4, &queries);
     return queries / heads_a_tile(n_head, n_kv, queries);
 }
 
@@ -419,11 +434,13 @@ void esp_op_attention_piece(struct esp_rec *rec, struct esp_rows y, struct esp_r
 {
     const struct esp_vk *vk = rec->space->vk;
     const uint32_t h4 = how->head_dim / 4;
-    const uint32_t chunk = how->few ? 0 : flash_chunk(vk, h4);
-    const bool slices = how->few && slices_fit(vk, h4);
     const uint32_t g = how->n_head / how->n_kv;
-    const uint32_t gb = heads_a_tile(how->n_head, how->n_kv, tile_queries(vk, how->few, h4));
-    const uint32_t spec[6] = {h4, g, gb, how->window, how->softcap > 0, slices ? !how->whole : chunk};
+    uint32_t queries;
+    const enum esp_kernel kernel = attention_kernel(vk, how->few, h4, &queries);
+    const bool slices = kernel == ESP_K_ATTENTION_SLICES;
+    const uint32_t gb = heads_a_tile(how->n_head, how->n_kv, queries);
+    const uint32_t spec[6] = {
+        h4, g, gb, how->window, how->softcap > 0, slices ? !how->whole : flash_chunk(vk, h4)};
     const struct esp_push_attention push = {HEAD(rec, 0),
                                             .q_at = qkv.at,
                                             .q_stride = qkv.stride,
@@ -436,13 +453,9 @@ void esp_op_attention_piece(struct esp_rec *rec, struct esp_rows y, struct esp_r
                                             .parts_at = how->parts_at,
                                             .tile0 = piece,
                                             .tile_by = n_piece};
-    struct launch l = {.code = find(rec,
-                                    slices  ? ESP_K_ATTENTION_SLICES
-                                    : chunk ? ESP_K_ATTENTION_FLASH
-                                            : ESP_K_ATTENTION,
-                                    ESP_W_NONE),
+    struct launch l = {.code = find(rec, kernel, ESP_W_NONE),
                        .spec = spec,
-                       .n_spec = slices || chunk ? 6 : 5,
+                       .n_spec = slices || kernel == ESP_K_ATTENTION_FLASH ? 6 : 5,
                        .push = &push,
                        .push_bytes = sizeof push,
                        .grid = {.count = slices && !how->whole ? ESP_COUNT_ITEMS : ESP_COUNT_TILES,

@@ -17,6 +17,7 @@
 #define ESP_MAX_CHUNKS    256 /* layers of the largest published model, each cut in three, and its table */
 #define ESP_MAT_PARTS     8
 #define ESP_TILE_QUERIES  8  /* query vectors an attention workgroup takes */
+#define ESP_WIDE_QUERIES  16 /* and one of the texel class, where rows are many */
 #define ESP_FLASH_QUERIES 32 /* and one of the gpu class, where rows are many */
 #define ESP_HEAD_ROWS     8  /* wants whose logits are computed together */
 

@@ -8,6 +8,8 @@
 // every part of the device has enough to ask for.
 // The S partial sums of a column are added as a binary tree, neighbours first: by shuffles as far as a subgroup reaches,
 // beyond it through shared memory. The tree is the same one whatever the size of a subgroup.
+// With SPLIT it does half of a norm beside (ESP_SPLIT_* in push.h): what a dispatch and a barrier more would cost small models
+// most, and reads nothing twice.
 // Grid: x = groups (pairs with GEGLU), y = rows / ROWS.
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -22,9 +24,11 @@ layout(constant_id = 0) const uint EPI = ESP_EPI_NONE;
 layout(constant_id = 1) const uint ROWS = 1;   // 1, 2, 4 or 8
 layout(constant_id = 2) const uint LANES = 64; // 64, 128 or 256
 layout(constant_id = 3) const uint WAVE = 32;  // the size of the subgroups, all of them full
+layout(constant_id = 4) const uint SPLIT = ESP_SPLIT_NONE;
 ESP_PUSH(esp_push_matmul);
 #include "weights.glsl"
 #include "epilogue.glsl"
+#include "squares.glsl"
 
 const uint S = LANES / 8;
 const uint PAIR = EPI == ESP_EPI_GEGLU ? 2 : 1;
@@ -98,6 +102,44 @@ float sum_of(const uint which, const uint r)
     return part[at];
 }
 
+const uint N_WAVE = LANES / WAVE;
+// begun: squares of the workgroup's columns; ended: sums of squares, one a subgroup
+shared float sq[SPLIT == ESP_SPLIT_BEGIN ? ROWS * 8 : (SPLIT == ESP_SPLIT_END ? ROWS * N_WAVE : 1)];
+
+// This thread's part of a row's sum of squares, added up over its subgroup.
+float squares_of(const uint row, const uint id)
+{
+    float sum = 0.0;
+    for (uint i = id; i < p.k4 / 8; i += LANES) {
+        const vec4 v = ACT_LOAD(p.squares_at + row * p.squares_stride + i);
+        sum += (v.x + v.y) + (v.z + v.w);
+    }
+    [[unroll]] for (uint n = 1; n < WAVE; n *= 2)
+        sum += subgroupShuffleXor(sum, n);
+    return sum;
+}
+
+// 1 / rms of row r; the rest of the tree.
+float inv_rms(const uint r)
+{
+    float s[N_WAVE];
+    for (uint i = 0; i < N_WAVE; i++)
+        s[i] = sq[r * N_WAVE + i];
+    for (uint n = 1; n < N_WAVE; n *= 2)
+        for (uint i = 0; i < N_WAVE; i += 2 * n)
+            s[i] += s[i + n];
+    return 1.0 / sqrt(s[0] / float(p.width) + p.eps);
+}
+
+// Column r8 of row r is v, all told: y, and z; the squares once all columns are there.
+void begin_norm(const uint row, const uint g, const uint i, const float v)
+{
+    const uint column = (p.group0 + g) * 8 + i % 8;
+    put(row, g, i % 8, v);
+    esp_floats(p.act).at[(p.z_at + row * p.z_stride) * 4 + column] = weighted(v, p.vec.at[p.weight + column]);
+    sq[i] = square(v);
+}
+
 void main()
 {
     const uint id = gl_SubgroupID * WAVE + gl_SubgroupInvocationID;
@@ -114,6 +156,13 @@ void main()
         acc[r] = vec2(0.0);
     [[unroll]] for (uint r = 0; r < ROWS; r++)
         x[r] = p.x_at + min(row0 + r, n_row - 1) * p.x_stride;
+
+    if (SPLIT == ESP_SPLIT_END)
+        [[unroll]] for (uint r = 0; r < ROWS; r++) {
+            const float v = squares_of(min(row0 + r, n_row - 1), id);
+            if (gl_SubgroupInvocationID == 0)
+                sq[r * N_WAVE + gl_SubgroupID] = v;
+        }
 
     for (uint u0 = id / 8; u0 < n_unit; u0 += AHEAD * S) {
         Unit w[AHEAD * PAIR];
@@ -149,10 +198,22 @@ void main()
     for (uint i = id; i < ROWS * 8; i += LANES) { // thread (r, column) finishes row r
         const uint r = i / 8;
         if (row0 + r >= n_row)
-            return;
+            break;
+        const float by = SPLIT == ESP_SPLIT_END ? inv_rms(r) : 1.0;
         if (EPI == ESP_EPI_GEGLU)
-            put(row0 + r, g / 2, i % 8, esp_gelu(sum_of(2 * r, i % 8)) * sum_of(2 * r + 1, i % 8));
+            put(row0 + r, g / 2, i % 8, esp_gelu(sum_of(2 * r, i % 8) * by) * (sum_of(2 * r + 1, i % 8) * by));
+        else if (SPLIT == ESP_SPLIT_BEGIN)
+            begin_norm(row0 + r, g, i, whole(row0 + r, g, i % 8, sum_of(r, i % 8)));
         else
-            finish(row0 + r, g, i % 8, sum_of(r, i % 8));
+            finish(row0 + r, g, i % 8, sum_of(r, i % 8) * by);
+    }
+    if (SPLIT != ESP_SPLIT_BEGIN)
+        return;
+    barrier(); // all squares are there
+    if (id < ROWS && row0 + id < n_row) {
+        float s[8];
+        for (uint i = 0; i < 8; i++)
+            s[i] = sq[id * 8 + i];
+        esp_floats(p.act).at[(p.squares_at + (row0 + id) * p.squares_stride) * 4 + p.group0 + g] = sum_of_8(s);
     }
 }

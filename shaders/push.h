@@ -106,6 +106,14 @@
 #define ESP_NORM_RMS     1 /* y = x / sqrt(mean(x^2) + eps) * (1 + w) */
 #define ESP_NORM_RMS_ADD 2 /* y += the same */
 
+/*
+ * An RMSNorm taken apart (GPUs, few rows): W (x (1 + w) / rms) = (W (x (1 + w))) / rms. Who makes x leaves z = x (1 + w) too, and a
+ * sum of squares for every 8 columns; the product behind takes z for x and divides its sums by the root mean square.
+ */
+#define ESP_SPLIT_NONE  0
+#define ESP_SPLIT_BEGIN 1 /* with ESP_EPI_ADD: also leaves z and squares */
+#define ESP_SPLIT_END   2 /* x is such a z: the sums are divided by what its squares say */
+
 #define ESP_PUSH_HEAD                                                                                        \
     ESP_ADDR(esp_words) step; /* the step buffer */                                                          \
     ESP_ADDR_ANY act;         /* activations, as floats or texels */                                         \
@@ -125,6 +133,12 @@ struct esp_push_matmul {
     ESP_UINT count;          /* which word of the step counts the rows */
     ESP_FLOAT cap;           /* ESP_EPI_SOFTCAP */
     ESP_UINT scale_at;       /* cooperative matrices: a scale for each row of x, f32[T] from this texel on */
+    /* a norm taken apart */
+    ESP_UINT squares_at, squares_stride; /* f32[T, D / 8] */
+    ESP_UINT z_at, z_stride;             /* begun: f32[T, D] ... */
+    ESP_UINT weight;                     /* ... and index into vec of w */
+    ESP_UINT width;                      /* ended: D */
+    ESP_FLOAT eps;
 };
 
 struct esp_push_norm {
@@ -136,6 +150,7 @@ struct esp_push_norm {
     ESP_UINT count;          /* which word of the step counts the rows */
     ESP_UINT pick;           /* 1: row t of y comes of row WANT_ROW of want t of x */
     ESP_FLOAT eps;
+    ESP_UINT squares_at, squares_stride; /* norm_begin.comp: f32[T, D / 8] */
 };
 
 struct esp_push_rope {

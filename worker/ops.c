@@ -225,7 +225,8 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
     if (p.code && how->few && p.code->cls == ESP_VK_GPU) {
         p.spec[2] = matvec_lanes(vk, w, how->epilogue == ESP_EPI_GEGLU);
         p.spec[3] = vk->wave;
-        p.n_spec = 4;
+        p.spec[4] = how->norm.how;
+        p.n_spec = 5;
     }
     return p;
 }
@@ -278,7 +279,14 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                                                  w->bias == ESP_NONE ? ESP_NONE : w->bias + w->part[i].row0,
                                              .count = count_word(how->count),
                                              .cap = how->cap,
-                                             .scale_at = how->scale_at};
+                                             .scale_at = how->scale_at,
+                                             .squares_at = how->norm.squares.at,
+                                             .squares_stride = how->norm.squares.stride,
+                                             .z_at = how->norm.z.at,
+                                             .z_stride = how->norm.z.stride,
+                                             .weight = how->norm.weight,
+                                             .width = how->norm.width,
+                                             .eps = how->norm.eps};
         struct launch l = {
             .code = pr.code,
             .spec = pr.spec,
@@ -331,6 +339,32 @@ void esp_op_norm(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, cons
                                  .push = &push,
                                  .push_bytes = sizeof push,
                                  .grid = {.count = count, .div = 1, .axis = 0, .dims = {1, 1, 1}}});
+}
+
+bool esp_norm_splits(const struct esp_vk *vk)
+{
+    return vk->cls == ESP_VK_GPU;
+}
+
+void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_split_norm *norm)
+{
+    const struct esp_push_norm push = {HEAD(rec, 0),
+                                       .x_at = x.at,
+                                       .x_stride = x.stride,
+                                       .y_at = norm->z.at,
+                                       .y_stride = norm->z.stride,
+                                       .width = norm->width,
+                                       .n_quad = x.stride,
+                                       .weight = norm->weight,
+                                       .count = count_word(ESP_COUNT_ROWS),
+                                       .squares_at = norm->squares.at,
+                                       .squares_stride = norm->squares.stride};
+
+    launch(rec, &(struct launch){
+                    .code = find(rec, ESP_K_NORM_BEGIN, ESP_W_NONE),
+                    .push = &push,
+                    .push_bytes = sizeof push,
+                    .grid = {.count = ESP_COUNT_ROWS, .div = 1, .dims = {1, div_up(x.stride / 2, 64), 1}}});
 }
 
 void esp_op_rope_kv(struct esp_rec *rec, struct esp_rows qkv, const struct esp_attn_how *how)

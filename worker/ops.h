@@ -100,6 +100,19 @@ struct esp_rec {
     struct esp_err *err;
 };
 
+/** A norm taken apart (ESP_SPLIT_* in shaders/push.h), where esp_norm_splits. `weight` is an index into vec. */
+struct esp_split_norm {
+    uint32_t how;               /* ESP_SPLIT_* */
+    struct esp_rows z, squares; /* begun: f32[T, D] and f32[T, D / 8]; ended: x is z */
+    uint32_t weight;            /* begun */
+    uint32_t width;             /* D */
+    float eps;                  /* ended */
+};
+/** Whether this device's products of a few rows can do half of a norm each. */
+bool esp_norm_splits(const struct esp_vk *vk);
+/** The first half, of rows that no product made. */
+void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_split_norm *norm);
+
 /** @param few  0: many rows (prefill, encoder); 1, 2, 4, 8: a few, that many at a time (decode) */
 struct esp_matmul_how {
     uint32_t epilogue; /* ESP_EPI_* */
@@ -108,6 +121,7 @@ struct esp_matmul_how {
     float cap;
     uint32_t
         scale_at; /* many rows: scratch of a float a row, from this texel on; 0: none, and no cooperative matrices */
+    struct esp_split_norm norm; /* a few rows, ESP_EPI_ADD to begin one; zeroed: none */
 };
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
                    const struct esp_matmul_how *how);

@@ -65,6 +65,8 @@ static uint64_t plan_decoder(struct esp_layout *l, const struct esp_vk *vk, cons
 
     l->tx = place(&at, max_rows, t->width);
     l->th = place(&at, max_rows, t->width);
+    if (esp_norm_splits(vk) && !t->post_norms)
+        l->squares = place(&at, max_rows, 4 * stride_of(t->width) / 8);
     attn_end = mlp_end = at;
     l->tqkv = place(&attn_end, max_rows, (t->n_head + 2 * t->n_kv_head) * h);
     l->tattn = place(&attn_end, max_rows, t->n_head * h);
@@ -240,11 +242,16 @@ static void make_room(struct recorder *r, struct esp_program *p, double seconds)
     r->seg_s += seconds;
 }
 
-static void product(struct recorder *r, struct esp_program *p, struct esp_rows y, struct esp_rows x,
-                    const struct esp_mat *w, uint32_t epilogue, uint32_t few)
+/* norm: half of one beside it; NULL: none */
+static void product_norm(struct recorder *r, struct esp_program *p, struct esp_rows y, struct esp_rows x,
+                         const struct esp_mat *w, uint32_t epilogue, uint32_t few,
+                         const struct esp_split_norm *half)
 {
-    const struct esp_matmul_how how = {
-        .epilogue = epilogue, .few = few, .count = ESP_COUNT_ROWS, .scale_at = r->ps->at.scales};
+    const struct esp_matmul_how how = {.epilogue = epilogue,
+                                       .few = few,
+                                       .count = ESP_COUNT_ROWS,
+                                       .scale_at = r->ps->at.scales,
+                                       .norm = half ? *half : (struct esp_split_norm){0}};
     const double seconds = few ? 0 : may_take(r, 2.0 * r->rows * w->np * w->kp);
     uint32_t n = n_pieces(r, seconds);
 
@@ -255,6 +262,12 @@ static void product(struct recorder *r, struct esp_program *p, struct esp_rows y
         make_room(r, p, seconds / n);
         esp_op_matmul(&r->rec, y, x, &piece, &how);
     }
+}
+
+static void product(struct recorder *r, struct esp_program *p, struct esp_rows y, struct esp_rows x,
+                    const struct esp_mat *w, uint32_t epilogue, uint32_t few)
+{
+    product_norm(r, p, y, x, w, epilogue, few, NULL);
 }
 
 /* span: positions that a row may look at */
@@ -364,7 +377,7 @@ static struct esp_attn_how decoder_attn(const struct recorder *r, uint32_t i)
  * Gemma (arXiv 2403.08295): x += attn(N(x)); x += MLP(N(x)), N = RMSNorm, MLP = GeGLU.
  * Gemma 2 (arXiv 2408.00118) norms what is added as well: x += N(attn(N(x))); x += N(MLP(N(x))).
  */
-static void decoder_layer(struct recorder *r, struct esp_program *p, uint32_t i, uint32_t few)
+static void whole_layer(struct recorder *r, struct esp_program *p, uint32_t i, uint32_t few)
 {
     const struct esp_text_config *t = &r->c->text;
     const struct esp_layout *at = &r->ps->at;
@@ -394,6 +407,49 @@ static void decoder_layer(struct recorder *r, struct esp_program *p, uint32_t i,
         product(r, p, at->tx, at->tmlp, &l->down, ESP_EPI_ADD, few);
     }
     end(r, p, "prefill", (int)(r->spec->dec_lo + i), at->tx, t->width);
+}
+
+/* The same of few rows on GPUs, its norms taken apart: seven dispatches instead of nine. x goes on to the layer behind with the
+ * first half of that one's norm, within a stage; where a stage begins that is done anew, to the same bits. */
+static void few_layer(struct recorder *r, struct esp_program *p, uint32_t i, uint32_t few)
+{
+    const struct esp_text_config *t = &r->c->text;
+    const struct esp_layout *at = &r->ps->at;
+    const struct esp_dec_layer *l = &r->w->dec[i];
+    const bool last = i + 1 == r->spec->dec_hi - r->spec->dec_lo;
+    const struct esp_split_norm second = {
+        .how = ESP_SPLIT_END, .squares = at->squares, .width = t->width, .eps = t->rms_eps};
+    struct esp_split_norm first = {
+        .how = ESP_SPLIT_BEGIN, .z = at->th, .squares = at->squares, .width = t->width};
+    struct esp_attn_how attn = decoder_attn(r, i);
+
+    attn.few = true;
+    attn.whole = p == &r->ps->decode[ESP_FEW_WHOLE];
+    attn.parts_at = at->parts;
+    begin(r, p);
+    if (i == 0) {
+        first.weight = l->norm_attn;
+        esp_op_norm_begin(&r->rec, at->tx, &first);
+    }
+    product_norm(r, p, at->tqkv, at->th, &l->qkv, ESP_EPI_NONE, few, &second);
+    esp_op_rope_kv(&r->rec, at->tqkv, &attn);
+    attention(r, p, at->tattn, at->tqkv, &attn, r->rows);
+    first.weight = l->norm_mlp;
+    product_norm(r, p, at->tx, at->tattn, &l->o, ESP_EPI_ADD, few, &first);
+    product_norm(r, p, at->tmlp, at->th, &l->gate_up, ESP_EPI_GEGLU, few, &second);
+    if (!last)
+        first.weight = r->w->dec[i + 1].norm_attn;
+    product_norm(r, p, at->tx, at->tmlp, &l->down, ESP_EPI_ADD, few, last ? NULL : &first);
+    end(r, p, "prefill", (int)(r->spec->dec_lo + i), at->tx, t->width);
+}
+
+static void decoder_layer(struct recorder *r, struct esp_program *p, uint32_t i, uint32_t few)
+{
+    if (few && r->ps->at.squares.stride) {
+        few_layer(r, p, i, few);
+        return;
+    }
+    whole_layer(r, p, i, few);
 }
 
 static void decoder_program(struct recorder *r, struct esp_program *p, uint32_t few)

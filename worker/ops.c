@@ -144,7 +144,7 @@ static void launch(struct esp_rec *rec, const struct launch *l)
     slot = grid_slot(rec, &l->grid);
     if (rec->st)
         return;
-    esp_cmd_barrier(rec->cmd); /* every operation reads what the one before wrote */
+    esp_cmd_barrier_shaders(rec->cmd); /* every operation reads what the one before wrote */
     vkCmdBindPipeline(rec->cmd, VK_PIPELINE_BIND_POINT_COMPUTE, pipe);
     if (sp->vk->cls == ESP_VK_TEXEL)
         vkCmdBindDescriptorSets(rec->cmd, VK_PIPELINE_BIND_POINT_COMPUTE, esp_pipe_layout(sp->vk), 0, 1,

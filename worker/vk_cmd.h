@@ -17,7 +17,10 @@ esp_status esp_cmd_end(VkCommandBuffer cmd, struct esp_err *err);
 
 /** Orders every earlier shader and copy access before every later one, indirect arguments included. */
 void esp_cmd_barrier(VkCommandBuffer cmd);
-/** The same, and makes the results visible to the host. */
+/** Orders shaders alone: what stands between two dispatches of a command buffer. Whoever copies, or changes indirect arguments
+ * on the device, has barriers of its own before and behind. */
+void esp_cmd_barrier_shaders(VkCommandBuffer cmd);
+/** As the first, and makes the results visible to the host. */
 void esp_cmd_barrier_all(VkCommandBuffer cmd);
 
 /**

@@ -13,6 +13,9 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_ballot : require
 #include "mem.glsl"
+#ifdef ESP_DIRECT
+#include "direct.glsl"
+#endif
 #include "math.glsl"
 
 layout(local_size_x = 8) in; // one subgroup
@@ -31,6 +34,12 @@ void main()
     const uint row0 = gl_WorkGroupID.x * ROWS;
     const uint g = gl_WorkGroupID.y * TILE;
     const uint w_at = p.w_at, k4 = p.k4, n_group = p.n_group;
+#ifdef ESP_DIRECT
+    know_lane();
+    const uint k_end = k4 / 2 - 1; // where a loop has ended weights are loaded all the same
+#else
+    const uint k_end = k4 / 2;
+#endif
     if (row0 >= n_row)
         return;
     uint x_at[ROWS / 8];
@@ -43,9 +52,9 @@ void main()
     float d[TILE], dz[TILE];
     for (uint kc = 0; kc < k4 / 2; kc++) { // in one loop: two would mask every sum twice
         if (kc % 4 == 0)
-            tile_begin(w_at, k4, g, kc / 4, lane, d, dz);
+            tile_begin(w_at, k4, g, min(kc, k_end) / 4, lane, d, dz);
         vec4 w[2][TILE], x[2][ROWS / 8]; // four k and four more
-        tile_load(w_at, k4, g, kc, lane, d, dz, w[0], w[1]); // beyond the last group: anything, never stored
+        tile_load(w_at, k4, g, min(kc, k_end), lane, d, dz, w[0], w[1]); // beyond the last group: anything, never stored
         [[unroll]] for (uint i = 0; i < ROWS / 8; i++) {
             x[0][i] = ACT_LOAD(x_at[i] + 2 * kc);
             x[1][i] = ACT_LOAD(x_at[i] + 2 * kc + 1);

@@ -29,7 +29,7 @@ enum { READ, FMA };
 /* Only texel kernels are made for one source of both classes: whoever adds a class says which of the two it reads like. */
 static const struct esp_kernel_code *code_of(const struct esp_vk *vk, int which)
 {
-    return &codes[which][vk->cls == ESP_VK_TEXEL ? ESP_VK_TEXEL : ESP_VK_PLAIN];
+    return &codes[which][esp_vk_has_texels(vk->cls) ? ESP_VK_TEXEL : ESP_VK_PLAIN];
 }
 
 /* A GPU is done before the host has looked twice: it gets the same several times in one go. */
@@ -50,7 +50,7 @@ static esp_status record(VkCommandBuffer cmd, const struct esp_space *sp, int wh
     if (st)
         return st;
     vkCmdBindPipeline(cmd, VK_PIPELINE_BIND_POINT_COMPUTE, pipe);
-    if (vk->cls == ESP_VK_TEXEL)
+    if (esp_vk_has_texels(vk->cls))
         vkCmdBindDescriptorSets(cmd, VK_PIPELINE_BIND_POINT_COMPUTE, esp_pipe_layout(vk), 0, 1, &sp->set[0],
                                 0, NULL);
     vkCmdPushConstants(cmd, esp_pipe_layout(vk), VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof *push, push);
@@ -130,7 +130,7 @@ esp_status esp_vk_ceilings(struct esp_ceilings *out, struct esp_vk *vk, struct e
     const uint64_t n_bytes = read_bytes(vk);
     /* CPU drivers take a workgroup's subgroups one after the other, each through all of the workgroup's piece: with
      * several it would be fetched several times, in small bits. */
-    const uint32_t lanes = vk->cls == ESP_VK_TEXEL                                 ? 8
+    const uint32_t lanes = esp_vk_has_texels(vk->cls)                              ? 8
                            : vk->props.limits.maxComputeWorkGroupInvocations < 256 ? 64
                                                                                    : 256;
     const uint32_t n_group = (uint32_t)(n_bytes / 16 / CHUNK_QUADS);

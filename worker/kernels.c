@@ -8,6 +8,8 @@
 #include "esp_spv_attention_slices_gpu.h"
 #include "esp_spv_attention_texel.h"
 #include "esp_spv_attention_wide_texel.h"
+#include "esp_spv_embed_direct_q4.h"
+#include "esp_spv_embed_direct_q8.h"
 #include "esp_spv_embed_plain_bf16.h"
 #include "esp_spv_embed_plain_f16.h"
 #include "esp_spv_embed_plain_f32.h"
@@ -28,6 +30,8 @@
 #include "esp_spv_matmul_coop_q4.h"
 #include "esp_spv_matmul_coop_q8.h"
 #endif
+#include "esp_spv_matmul_direct_q4.h"
+#include "esp_spv_matmul_direct_q8.h"
 #include "esp_spv_matmul_plain_bf16.h"
 #include "esp_spv_matmul_plain_f16.h"
 #include "esp_spv_matmul_plain_f32.h"
@@ -38,6 +42,8 @@
 #include "esp_spv_matmul_texel_f32.h"
 #include "esp_spv_matmul_texel_q4.h"
 #include "esp_spv_matmul_texel_q8.h"
+#include "esp_spv_matvec_direct_q4.h"
+#include "esp_spv_matvec_direct_q8.h"
 #include "esp_spv_matvec_gpu_bf16.h"
 #include "esp_spv_matvec_gpu_f16.h"
 #include "esp_spv_matvec_gpu_f32.h"
@@ -58,6 +64,7 @@
 #include "esp_spv_norm_texel.h"
 #include "esp_spv_rope_kv_plain.h"
 #include "esp_spv_rope_kv_texel.h"
+#include "esp_spv_row_fixed_direct.h"
 #include "esp_spv_row_scale_plain.h"
 #include "esp_spv_rows_in_plain.h"
 #include "esp_spv_rows_in_texel.h"
@@ -112,6 +119,7 @@ static const struct esp_kernel_code table[] = {
     ROW(ATTENTION_JOIN, GPU, NONE_, attention_join_gpu, 0, 0),
     ROW(NORM_BEGIN, GPU, NONE_, norm_begin_gpu, 0, 0),
     ROW(ROW_SCALE, PLAIN, NONE_, row_scale_plain, 0, 0),
+    ROW(ROW_FIXED, DIRECT, NONE_, row_fixed_direct, 0, 0),
 #ifdef ESP_COOP
     ROW(MATMUL_COOP, GPU, BF16_, matmul_coop_bf16, 0, 0), /* tiles: struct esp_vk_choice */
     ROW(MATMUL_COOP, GPU, F16_, matmul_coop_f16, 0, 0),
@@ -128,6 +136,8 @@ static const struct esp_kernel_code table[] = {
     ROW(MATMUL, TEXEL, F32_, matmul_texel_f32, 16, 8),
     ROW(MATMUL, TEXEL, Q8_, matmul_texel_q8, 16, 8),
     ROW(MATMUL, TEXEL, Q4_, matmul_texel_q4, 16, 8),
+    ROW(MATMUL, DIRECT, Q8_, matmul_direct_q8, 16, 8),
+    ROW(MATMUL, DIRECT, Q4_, matmul_direct_q4, 16, 8),
     ROW(MATVEC, GPU, BF16_, matvec_gpu_bf16, 0, 1),
     ROW(MATVEC, GPU, F16_, matvec_gpu_f16, 0, 1),
     ROW(MATVEC, GPU, F32_, matvec_gpu_f32, 0, 1),
@@ -143,6 +153,8 @@ static const struct esp_kernel_code table[] = {
     CODE(MATVEC, TEXEL, F32_, matvec_texel_f32, 0, 2, true),
     CODE(MATVEC, TEXEL, Q8_, matvec_texel_q8, 0, 8, true),
     CODE(MATVEC, TEXEL, Q4_, matvec_texel_q4, 0, 8, true),
+    CODE(MATVEC, DIRECT, Q8_, matvec_direct_q8, 0, 8, true),
+    CODE(MATVEC, DIRECT, Q4_, matvec_direct_q4, 0, 8, true),
     ROW(EMBED, PLAIN, BF16_, embed_plain_bf16, 0, 0),
     ROW(EMBED, PLAIN, F16_, embed_plain_f16, 0, 0),
     ROW(EMBED, PLAIN, F32_, embed_plain_f32, 0, 0),
@@ -153,6 +165,8 @@ static const struct esp_kernel_code table[] = {
     ROW(EMBED, TEXEL, F32_, embed_texel_f32, 0, 0),
     ROW(EMBED, TEXEL, Q8_, embed_texel_q8, 0, 0),
     ROW(EMBED, TEXEL, Q4_, embed_texel_q4, 0, 0),
+    ROW(EMBED, DIRECT, Q8_, embed_direct_q8, 0, 0),
+    ROW(EMBED, DIRECT, Q4_, embed_direct_q4, 0, 0),
 };
 
 const struct esp_kernel_code *esp_kernel_find(enum esp_kernel kernel, enum esp_vk_class cls,
@@ -161,5 +175,7 @@ const struct esp_kernel_code *esp_kernel_find(enum esp_kernel kernel, enum esp_v
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
         if (table[i].kernel == kernel && table[i].cls == cls && table[i].weights == weights)
             return &table[i];
-    return cls == ESP_VK_GPU ? esp_kernel_find(kernel, ESP_VK_PLAIN, weights) : NULL;
+    return cls == ESP_VK_GPU      ? esp_kernel_find(kernel, ESP_VK_PLAIN, weights)
+           : cls == ESP_VK_DIRECT ? esp_kernel_find(kernel, ESP_VK_TEXEL, weights)
+                                  : NULL;
 }

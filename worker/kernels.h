@@ -20,6 +20,7 @@ enum esp_kernel {
     ESP_K_MATMUL_COOP, /* gpu class, where the compiler and the device have cooperative matrices */
     ESP_K_ROW_SCALE,   /* what it needs to know of x */
     ESP_K_MATVEC,      /* few rows: decode, logits */
+    ESP_K_ROW_FIXED,   /* direct class: what becomes of x before quantised weights */
     ESP_K_ROPE_KV,
     ESP_K_ATTENTION,
     ESP_K_ATTENTION_WIDE,   /* texel class: many rows */
@@ -55,7 +56,7 @@ struct esp_kernel_code {
 };
 
 /** NULL when there is none: a bug of ours, or a weight type no kernel reads. The gpu class takes what it has no kernel of
- * its own for from the plain class, whose packing it shares. */
+ * its own for from the plain class, whose packing it shares; the direct class from the texel class. */
 const struct esp_kernel_code *esp_kernel_find(enum esp_kernel kernel, enum esp_vk_class cls,
                                               enum esp_wtype weights);
 

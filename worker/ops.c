@@ -33,7 +33,7 @@ esp_status esp_space_bind(struct esp_space *sp, struct esp_err *err)
                                          .pSetLayouts = &layout};
     esp_status st;
 
-    if (sp->vk->cls != ESP_VK_TEXEL)
+    if (!esp_vk_has_texels(sp->vk->cls))
         return ESP_OK;
     st = esp_vk_check(vkCreateDescriptorPool(sp->vk->dev, &pool, NULL, &sp->pool), "vkCreateDescriptorPool",
                       err);
@@ -146,7 +146,7 @@ static void launch(struct esp_rec *rec, const struct launch *l)
         return;
     esp_cmd_barrier_shaders(rec->cmd); /* every operation reads what the one before wrote */
     vkCmdBindPipeline(rec->cmd, VK_PIPELINE_BIND_POINT_COMPUTE, pipe);
-    if (sp->vk->cls == ESP_VK_TEXEL)
+    if (esp_vk_has_texels(sp->vk->cls))
         vkCmdBindDescriptorSets(rec->cmd, VK_PIPELINE_BIND_POINT_COMPUTE, esp_pipe_layout(sp->vk), 0, 1,
                                 &sp->set[l->chunk], 0, NULL);
     vkCmdPushConstants(rec->cmd, esp_pipe_layout(sp->vk), VK_SHADER_STAGE_COMPUTE_BIT, 0, l->push_bytes,
@@ -199,6 +199,7 @@ struct product {
     uint32_t spec[7], n_spec;
     struct esp_kernel_tile tile;
     bool coop;
+    enum esp_kernel first; /* what x goes through before; ESP_N_KERNEL: nothing */
 };
 
 static struct product product_plan(const struct esp_rec *rec, const struct esp_mat *w,
@@ -206,7 +207,7 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
 {
     const struct esp_vk *vk = rec->space->vk;
     const struct esp_vk_choice *c = &vk->choice[w->wtype];
-    struct product p = {.spec = {how->epilogue, how->few}, .n_spec = how->few ? 2 : 1};
+    struct product p = {.spec = {how->epilogue, how->few}, .n_spec = how->few ? 2 : 1, .first = ESP_N_KERNEL};
 
     if (!how->few && how->scale_at && c->coop.m)
         p.code = find(rec, ESP_K_MATMUL_COOP, w->wtype);
@@ -217,11 +218,14 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
         p.n_spec = 7;
         p.tile = (struct esp_kernel_tile){.rows = c->tile_m, .cols = c->tile_n / 8};
         p.coop = true;
+        p.first = ESP_K_ROW_SCALE;
         return p;
     }
     p.code = find(rec, how->few ? ESP_K_MATVEC : ESP_K_MATMUL, w->wtype);
     if (p.code)
         p.tile = p.code->tile;
+    if (p.code && how->few && p.code->cls == ESP_VK_DIRECT)
+        p.first = ESP_K_ROW_FIXED;
     if (p.code && how->few && p.code->cls == ESP_VK_GPU) {
         p.spec[2] = matvec_lanes(vk, w, how->epilogue == ESP_EPI_GEGLU);
         p.spec[3] = vk->wave;
@@ -264,6 +268,8 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                                      esp_wtype_name(w->wtype));
         return;
     }
+    if (pr.first != ESP_N_KERNEL && !how->scale_at && !rec->st)
+        rec->st = esp_fail(rec->err, ESP_E_INTERNAL, "%s: no scratch for scales of rows", pr.code->name);
     for (uint32_t i = 0; i < w->n_part; i++) {
         const uint32_t n_group = w->part[i].n_row / 8;
         const struct esp_push_matmul push = {HEAD(rec, w->part[i].chunk),
@@ -301,9 +307,9 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                      .pass_rows = how->few,
                      .wants = how->count == ESP_COUNT_WANTS,
                      .row_flop = 2.0 * w->part[i].n_row * w->kp}};
-        if (pr.coop && i == 0) {
+        if (pr.first != ESP_N_KERNEL && i == 0) {
             struct launch scales = l;
-            scales.code = find(rec, ESP_K_ROW_SCALE, ESP_W_NONE);
+            scales.code = find(rec, pr.first, ESP_W_NONE);
             scales.n_spec = 0;
             scales.grid.div = 1;
             memset(&scales.work, 0, sizeof scales.work);
@@ -432,7 +438,7 @@ static enum esp_kernel attention_kernel(const struct esp_vk *vk, bool few, uint3
     } else if (!few && flash_chunk(vk, h4)) {
         kernel = ESP_K_ATTENTION_FLASH;
         *queries = ESP_FLASH_QUERIES;
-    } else if (!few && vk->cls == ESP_VK_TEXEL) {
+    } else if (!few && esp_vk_has_texels(vk->cls)) {
         kernel = ESP_K_ATTENTION_WIDE;
         *queries = ESP_WIDE_QUERIES;
     }
@@ -460,7 +466,7 @@ uint32_t esp_attn_shared_bytes(const struct esp_vk *vk, uint32_t head_dim)
 {
     /* attention.comp: q, s, then m, l, scale and range; the texel kernel has none */
     const uint32_t a_query = head_dim * 4 + ESP_KV_BLOCK * 4 + 3 * 4 + 8;
-    return vk->cls != ESP_VK_TEXEL ? ESP_TILE_QUERIES * a_query : 0;
+    return esp_vk_has_texels(vk->cls) ? 0 : ESP_TILE_QUERIES * a_query;
 }
 
 void esp_op_attention_piece(struct esp_rec *rec, struct esp_rows y, struct esp_rows qkv,

@@ -120,7 +120,8 @@ struct esp_matmul_how {
     enum esp_count count; /* ROWS or WANTS */
     float cap;
     uint32_t
-        scale_at; /* many rows: scratch of a float a row, from this texel on; 0: none, and no cooperative matrices */
+        scale_at; /* scratch of a float a row, from this texel on; 0: none, and no cooperative matrices; the direct class's
+                   * few rows need it, and leave integers of x where x was if weights are quantised */
     struct esp_split_norm norm; /* a few rows, ESP_EPI_ADD to begin one; zeroed: none */
 };
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,

@@ -67,7 +67,8 @@ void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec)
         out->np = 2 * (uint32_t)esp_round_up(tensor_rows(first), 32);
     out->kp = (uint32_t)esp_round_up(out->k, 32);
     out->panel = 1;
-    if (spec->cls == ESP_VK_TEXEL &&
+    out->by_k = spec->cls == ESP_VK_DIRECT;
+    if (esp_vk_has_texels(spec->cls) &&
         esp_wtype_quantised(out->wtype)) { /* as many rows as a word has fields */
         out->panel = out->wtype == ESP_W_Q8 ? 4 : 8;
         out->np = (uint32_t)esp_round_up(out->np, 8 * out->panel);
@@ -225,6 +226,12 @@ static void place_row(char *group, const struct esp_pack_dims *dims, uint32_t r,
     }
 }
 
+/* Where in a block of a panel column k is, in bytes from a lane's first word on. */
+static uint32_t k_at(const struct esp_pack_dims *dims, uint32_t k)
+{
+    return dims->by_k ? k * 32 : k / 4 * 128 + k % 4 * 4;
+}
+
 /* A packed row among those of its panel (out->panel > 1), whose bytes were zero: row 8 * j + l is field j of lane l. */
 static void place_field(unsigned char *panel, const struct esp_pack_dims *dims, uint32_t r, const void *row)
 {
@@ -233,17 +240,19 @@ static void place_field(unsigned char *panel, const struct esp_pack_dims *dims, 
     const uint32_t j = r / 8, l = r % 8;
 
     for (uint32_t i = 0; i < n_block; i++, panel += block_bytes) {
-        unsigned char *word = panel + 16 * l, *side = panel + 1024 + (l * dims->panel + j) * 2;
+        unsigned char *word = panel + (dims->by_k ? 4 : 16) * l;
+        unsigned char *side =
+            panel + 1024 + (dims->by_k ? j / 2 * 32 + l * 4 + j % 2 * 2 : (l * dims->panel + j) * 2);
         if (dims->wtype == ESP_W_Q8) {
             const struct esp_q8_block *b = (const struct esp_q8_block *)row + i;
             memcpy(side, &b->d, 2);
             for (uint32_t k = 0; k < ESP_QUANT_BLOCK; k++)
-                word[k / 4 * 128 + k % 4 * 4 + j] = (unsigned char)b->q[k] ^ 0x80;
+                word[k_at(dims, k) + j] = (unsigned char)b->q[k] ^ 0x80;
         } else {
             const struct esp_q4_block *b = (const struct esp_q4_block *)row + i;
             memcpy(side, &b->side, 2);
             for (uint32_t k = 0; k < ESP_QUANT_BLOCK; k++)
-                word[k / 4 * 128 + k % 4 * 4 + j / 2] |= (b->q[k / 2] >> k % 2 * 4 & 15) << j % 2 * 4;
+                word[k_at(dims, k) + j / 2] |= (b->q[k / 2] >> k % 2 * 4 & 15) << j % 2 * 4;
         }
     }
 }

@@ -12,8 +12,8 @@
  *
  * CPU drivers (texel class) have their quantised rows by panels of 4 (q8) or 8 (q4) groups, N padded to whole ones: a word
  * holds one k of a row of each group, so that one x serves them all. A block of 32 k of a panel is [k / 4][row % 8][k % 4] of
- * words, group j's number (q8: + 128) in bits 8j or 4j and up, and then [row % 8][group] of scales, 16 bits each. A class or
- * type that wants yet another layout packs its panels from esp_pack_row.
+ * words, group j's number (q8: + 128) in bits 8j or 4j and up, and then [row % 8][group] of scales, 16 bits each. The direct
+ * class has the same words as [k][row % 8], and scales as [group / 2][row % 8][group % 2]. A class or type that wants yet another layout packs its panels from esp_pack_row.
  *
  * Heads are padded too: head_dim H becomes 2 * round_up(ceil(H/2), 4), each half on its own, so that RoPE's
  * pairs (j, j + H/2) stay whole quads apart. Zero rows and columns change no result.
@@ -65,6 +65,7 @@ struct esp_pack_dims {
         kp;         /* padded to 32, np to panels; np is twice the padded rows of one part when interleaved */
     uint32_t panel; /* groups of 8 rows that are packed and cut together; divides np / 8 */
     uint32_t group_bytes; /* of 8 rows, their share of a panel */
+    bool by_k;            /* panels in the direct class's order */
 };
 
 void esp_pack_dims(struct esp_pack_dims *out, const struct esp_pack_spec *spec);

@@ -85,7 +85,7 @@ esp_status esp_layout_plan(struct esp_layout *l, const struct esp_vk *vk, const 
     const bool enc = spec->enc_lo < spec->enc_hi || spec->patch || spec->projector;
     const bool dec = spec->dec_lo < spec->dec_hi || spec->embed || spec->head;
     const uint32_t n_dec = spec->dec_hi - spec->dec_lo;
-    bool coop = false;
+    bool scales = vk->cls == ESP_VK_DIRECT;
     uint64_t e = 0, d = 0, layer = 0, in = 4, out = 4, n;
 
     memset(l, 0, sizeof *l);
@@ -95,11 +95,12 @@ esp_status esp_layout_plan(struct esp_layout *l, const struct esp_vk *vk, const 
         d = plan_decoder(l, vk, c, spec);
     l->act_texels = e > d ? e : d;
     for (uint32_t i = 0; i < ESP_N_WTYPE; i++)
-        coop = coop || vk->choice[i].coop.m > 0;
-    if (coop) {
+        scales = scales || vk->choice[i].coop.m > 0;
+    if (scales) {
         const uint32_t n_vision = enc ? c->vision.n_token : 0, n_text = dec ? spec->max_rows : 0;
+        const uint32_t n_row = n_vision > n_text ? n_vision : n_text;
         l->scales = (uint32_t)l->act_texels;
-        l->act_texels += ((n_vision > n_text ? n_vision : n_text) + 3) / 4;
+        l->act_texels += ((n_row > ESP_HEAD_ROWS ? n_row : ESP_HEAD_ROWS) + 3) / 4;
     }
     if (spec->embed)
         l->features = place(&l->act_texels, (uint64_t)spec->max_images * c->vision.n_token, c->text.width);
@@ -178,7 +179,7 @@ static uint32_t n_pieces(const struct recorder *r, double seconds)
     const struct esp_vk *vk = r->space->vk;
     double n;
 
-    if (!(vk->submit_s > 0) || vk->cls == ESP_VK_TEXEL) /* CPU drivers have no watchdog */
+    if (!(vk->submit_s > 0) || esp_vk_has_texels(vk->cls)) /* CPU drivers have no watchdog */
         return 1;
     n = __builtin_ceil(seconds / vk->submit_s);
     return n < 1 ? 1 : n > 64 ? 64 : (uint32_t)n;
@@ -235,7 +236,7 @@ static void make_room(struct recorder *r, struct esp_program *p, double seconds)
 {
     const double most = r->space->vk->submit_s;
 
-    if (most > 0 && r->space->vk->cls != ESP_VK_TEXEL && r->seg_s > 0 && r->seg_s + seconds > most) {
+    if (most > 0 && !esp_vk_has_texels(r->space->vk->cls) && r->seg_s > 0 && r->seg_s + seconds > most) {
         end(r, p, "", -1, (struct esp_rows){0}, 0);
         begin(r, p);
     }
@@ -490,7 +491,8 @@ static void head_program(struct recorder *r, struct esp_program *p, uint32_t few
     const struct esp_matmul_how how = {.epilogue = cap ? ESP_EPI_SOFTCAP : ESP_EPI_NONE,
                                        .few = few,
                                        .count = ESP_COUNT_WANTS,
-                                       .cap = t->final_softcap};
+                                       .cap = t->final_softcap,
+                                       .scale_at = at->scales};
 
     begin(r, p);
     esp_op_norm(&r->rec, at->pick, at->tx, &final);

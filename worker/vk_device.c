@@ -43,7 +43,7 @@ struct candidate {
 
 const char *esp_vk_class_name(enum esp_vk_class cls)
 {
-    static const char *const names[ESP_VK_N_CLASS] = {"plain", "texel", "gpu"};
+    static const char *const names[ESP_VK_N_CLASS] = {"plain", "texel", "gpu", "direct"};
     return names[cls];
 }
 
@@ -263,6 +263,15 @@ static bool texel_class(const struct candidate *c)
            (f.bufferFeatures & VK_FORMAT_FEATURE_STORAGE_TEXEL_BUFFER_BIT);
 }
 
+/* Nothing that a driver says of itself tells how it compiles a load; what was measured is which of its versions do it. */
+static bool loads_directly(const VkPhysicalDeviceDriverProperties *drv)
+{
+    unsigned major;
+
+    return drv->driverID == VK_DRIVER_ID_MESA_LLVMPIPE && sscanf(drv->driverInfo, "Mesa %u.", &major) == 1 &&
+           major >= 26;
+}
+
 static void probe_host_memory(struct candidate *c)
 {
     VkPhysicalDeviceExternalMemoryHostPropertiesEXT host = {
@@ -430,7 +439,9 @@ static void probe(struct candidate *c, VkInstance instance, VkPhysicalDevice phy
         probe_coop(c, instance);
     c->can[ESP_VK_PLAIN] = true;
     c->can[ESP_VK_TEXEL] = texel_class(c);
-    c->cls = c->can[ESP_VK_TEXEL]                                                       ? ESP_VK_TEXEL
+    c->can[ESP_VK_DIRECT] = c->can[ESP_VK_TEXEL] && (c->subgroup_ops & VK_SUBGROUP_FEATURE_SHUFFLE_BIT);
+    c->cls = c->can[ESP_VK_DIRECT] && loads_directly(&drv)                              ? ESP_VK_DIRECT
+             : c->can[ESP_VK_TEXEL]                                                     ? ESP_VK_TEXEL
              : c->can[ESP_VK_GPU] && c->props.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU ? ESP_VK_GPU
                                                                                         : ESP_VK_PLAIN;
 }
@@ -589,10 +600,12 @@ static esp_status class_choose(enum esp_vk_class *out, const struct candidate *c
         *out = ESP_VK_PLAIN;
     else if (env && strcmp(env, "texel") == 0)
         *out = ESP_VK_TEXEL;
+    else if (env && strcmp(env, "direct") == 0)
+        *out = ESP_VK_DIRECT;
     else if (env && strcmp(env, "gpu") == 0)
         *out = ESP_VK_GPU;
     else if (env && *env)
-        return esp_fail(err, ESP_E_ARG, "ESPALIER_KERNELS=%s: plain, texel or gpu", env);
+        return esp_fail(err, ESP_E_ARG, "ESPALIER_KERNELS=%s: plain, texel, direct or gpu", env);
     if (!c->can[*out])
         return esp_fail(err, ESP_E_DEVICE, "this device cannot run the %s kernels", esp_vk_class_name(*out));
     return ESP_OK;
@@ -665,7 +678,8 @@ esp_status esp_vk_open(struct esp_vk **out, const char *device, const struct esp
     vk->max_alloc_bytes = c->max_alloc_bytes;
     if (vk->max_alloc_bytes > (uint64_t)INT32_MAX * 16) /* SPIR-V's indices, here of texels, are signed */
         vk->max_alloc_bytes = (uint64_t)INT32_MAX * 16;
-    if (vk->cls == ESP_VK_TEXEL) { /* everything must be reachable through one view, in signed byte offsets */
+    if (esp_vk_has_texels(
+            vk->cls)) { /* everything must be reachable through one view, in signed byte offsets */
         uint64_t reach = (uint64_t)c->props.limits.maxTexelBufferElements * 16;
         if (reach > INT32_MAX)
             reach = INT32_MAX;
@@ -760,7 +774,8 @@ esp_status esp_vk_list(FILE *out, bool json, struct esp_err *err)
     static const char *const why[ESP_VK_N_CLASS] = {
         "buffer addresses, shared-memory tiles",
         "a CPU driver whose texel loads are vector loads, subgroups of 8",
-        "a GPU whose subgroups are full and of one size"};
+        "a GPU whose subgroups are full and of one size",
+        "a CPU driver whose texel loads are vector loads, and loads from one address too"};
     struct esp_err cause = {0};
     uint32_t n = 0;
     esp_status st;

@@ -7,6 +7,8 @@
  *   plain  weights and activations through buffer addresses, shared-memory tiles. Every device can.
  *   texel  weights and activations through storage texel buffers, register tiles, subgroups of 8. For CPU
  * drivers whose JIT turns texel loads into plain vector loads but buffer addresses into gathers (lavapipe).
+ *   direct texel, but quantised weights through addresses that are the same for all lanes (shaders/direct.glsl). For
+ * CPU drivers that load those once, without lanes: lavapipe of Mesa 26.
  *   gpu    plain, and where it pays kernels that exchange sums within full subgroups of one size. For GPUs whose driver
  * promises that size; CPU drivers that do run it in tests.
  */
@@ -23,9 +25,21 @@
 #include "proto/log.h"
 #include "proto/status.h"
 
-enum esp_vk_class { ESP_VK_PLAIN = 0, ESP_VK_TEXEL = 1, ESP_VK_GPU = 2, ESP_VK_N_CLASS = 3 };
+enum esp_vk_class {
+    ESP_VK_PLAIN = 0,
+    ESP_VK_TEXEL = 1,
+    ESP_VK_GPU = 2,
+    ESP_VK_DIRECT = 3, /* takes texel's kernels where it has none of its own */
+    ESP_VK_N_CLASS = 4
+};
 
-/** "plain", "texel", "gpu". */
+/** Whether kernels of a class read through storage texel buffers. */
+static inline bool esp_vk_has_texels(enum esp_vk_class cls)
+{
+    return cls == ESP_VK_TEXEL || cls == ESP_VK_DIRECT;
+}
+
+/** "plain", "texel", "gpu", "direct". */
 const char *esp_vk_class_name(enum esp_vk_class cls);
 
 /** What a worker tells the coordinator of its device. */
@@ -103,7 +117,7 @@ struct esp_vk {
  * @param device   NULL: the best there is (discrete, integrated, virtual, other, and a CPU driver last);
  *                 a number: its index in esp_vk_list; else a part of its name, case ignored
  * @param options  may be NULL. For tests, the environment may say more: ESPALIER_VALIDATE=1 turns the validation layer
- *                 on (=fatal: its first message ends the process), ESPALIER_KERNELS=plain, texel or gpu chooses the kernel
+ *                 on (=fatal: its first message ends the process), ESPALIER_KERNELS=plain, texel, direct or gpu chooses the kernel
  *                 class, ESPALIER_SUBMIT_MS=N sets submit_s, ESPALIER_STAGING=1 treats device memory as out of the host's reach, as on a discrete GPU.
  * Errors: ESP_E_DEVICE (no loader, no device, none of that name, below the baseline: says what it lacks).
  */

@@ -116,7 +116,7 @@ static void drop_own(struct esp_buf *b)
 esp_status esp_buf_create(struct esp_buf *out, struct esp_vk *vk, enum esp_buf_kind kind,
                           VkDeviceSize n_bytes, VkFormat format, const char *what, struct esp_err *err)
 {
-    const bool texel = format != VK_FORMAT_UNDEFINED && vk->cls == ESP_VK_TEXEL;
+    const bool texel = format != VK_FORMAT_UNDEFINED && esp_vk_has_texels(vk->cls);
     const VkExternalMemoryBufferCreateInfo external = {
         .sType = VK_STRUCTURE_TYPE_EXTERNAL_MEMORY_BUFFER_CREATE_INFO,
         .handleTypes = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT};

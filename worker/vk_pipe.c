@@ -139,7 +139,7 @@ esp_status esp_pipes_create(struct esp_pipes **out, struct esp_vk *vk, const cha
     if (!ps)
         return esp_fail(err, ESP_E_NOMEM, "pipelines");
     ps->vk = vk;
-    if (vk->cls == ESP_VK_TEXEL) {
+    if (esp_vk_has_texels(vk->cls)) {
         for (uint32_t i = 0; i < 3; i++)
             bind[i] =
                 (VkDescriptorSetLayoutBinding){.binding = i,

@@ -76,7 +76,7 @@ static void usage(FILE *f)
                "  --heads N, --kv N, --dim N, --keys N\n"
                "                         attention: query heads, KV heads, head_dim (8, 1, 256), keys (as "
                "many as rows)\n"
-               "  --class NAME           plain, texel or gpu; else what the device takes\n"
+               "  --class NAME           plain, texel, gpu or direct; else what the device takes\n"
                "  --spirv FILE           a compiled kernel instead of the table's, and how it is cut:\n"
                "  --tile ROWS,COLS[,1]   as in worker/kernels.h; 1: panels\n"
                "  --repeats N            turns (15)\n"
@@ -161,7 +161,7 @@ static void parse_variant(struct wanted *w, int argc, char **argv)
                                           {NULL, 0, NULL, 0}};
     static const char *const ops[] = {"matvec", "matmul", "attention"};
     static const char *const epilogues[] = {"none", "gelu", "add", "geglu", "softcap"};
-    static const char *const classes[] = {"plain", "texel", "gpu"};
+    static const char *const classes[] = {"plain", "texel", "gpu", "direct"};
     int o;
 
     optind = 0; /* begin anew */
@@ -175,7 +175,7 @@ static void parse_variant(struct wanted *w, int argc, char **argv)
         } else if (o == EPILOGUE) {
             w->epilogue = which(optarg, epilogues, 5);
         } else if (o == CLASS) {
-            w->cls = (int)which(optarg, classes, 3);
+            w->cls = (int)which(optarg, classes, 4);
         } else if (o == SPIRV) {
             w->spirv = optarg;
         } else if (o == TILE) {

@@ -402,7 +402,7 @@ int esp_rig_main(const char *name, const struct CMUnitTest *tests, size_t n_test
         for (int c = 0; c < ESP_VK_N_CLASS; c++)
             if (r->vk->can[c] && !seen[c])
                 options.force_class = c;
-        r->slow = r->vk->cls != ESP_VK_TEXEL && r->vk->report.type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+        r->slow = !esp_vk_has_texels(r->vk->cls) && r->vk->report.type == VK_PHYSICAL_DEVICE_TYPE_CPU;
         snprintf(title, sizeof title, "%s, %s kernels", name, r->vk->report.variant);
         fprintf(stderr, "device: %s, %s; %s kernels\n", r->vk->report.name, r->vk->report.driver,
                 r->vk->report.variant);

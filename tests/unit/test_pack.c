@@ -309,7 +309,7 @@ static float quantised_at(const char *packed, const struct esp_pack_dims *d, uin
            ((float)((uint8_t)block[16 + 16 * r + k / 2] >> k % 2 * 4 & 15) - esp_q4_zero(side));
 }
 
-/* The same in the texel class: a panel's words, a field a group; then its scales. */
+/* The same in the texel and direct classes: a panel's words, a field a group; then its scales. */
 static float field_at(const char *packed, const struct esp_pack_dims *d, uint32_t row, uint32_t col)
 {
     const uint32_t groups = d->wtype == ESP_W_Q8 ? 4 : 8, bits = 32 / groups, k = col % 32;
@@ -319,8 +319,8 @@ static float field_at(const char *packed, const struct esp_pack_dims *d, uint32_
     uint32_t word, q;
     uint16_t side;
 
-    memcpy(&word, block + ((k / 4 * 8 + l) * 4 + k % 4) * 4, sizeof word);
-    memcpy(&side, block + 1024 + (l * groups + j) * 2, sizeof side);
+    memcpy(&word, block + (d->by_k ? k * 8 + l : (k / 4 * 8 + l) * 4 + k % 4) * 4, sizeof word);
+    memcpy(&side, block + 1024 + (d->by_k ? (j / 2 * 8 + l) * 2 + j % 2 : l * groups + j) * 2, sizeof side);
     q = word >> bits * j & ((1u << bits) - 1);
     if (d->wtype == ESP_W_Q8)
         return esp_bf16_to_f32(side) * ((float)q - 128);
@@ -340,9 +340,11 @@ static void test_quantised(void **state)
                   {60, 65, 96, {3, 20}, false},
                   {37, 64, 128, {0}, true}};
 
-    for (size_t v = 0; v < sizeof shapes / sizeof shapes[0] * 4; v++) {
-        const size_t i = v / 2;
-        const bool texel = v % 2;
+    for (size_t v = 0; v < sizeof shapes / sizeof shapes[0] * 6; v++) {
+        static const enum esp_vk_class classes[] = {ESP_VK_PLAIN, ESP_VK_TEXEL, ESP_VK_DIRECT};
+        const size_t i = v / 3;
+        const enum esp_vk_class cls = classes[v % 3];
+        const bool texel = esp_vk_has_texels(cls);
         const uint32_t n = shapes[i / 2].n, k = shapes[i / 2].k;
         const uint32_t panel = !texel ? 1 : i % 2 ? 8 : 4;
         struct esp_tensor t[2];
@@ -352,7 +354,7 @@ static void test_quantised(void **state)
             .part = {{&t[0], shapes[i / 2].heads}, {&t[1], shapes[i / 2].heads}},
             .interleave = shapes[i / 2].interleave,
             .want = types[i % 2],
-            .cls = texel ? ESP_VK_TEXEL : ESP_VK_PLAIN};
+            .cls = cls};
         struct esp_pack_dims d;
         float *want, row[128];
         char *packed, blocks[4 * sizeof(struct esp_q8_block)];
@@ -383,7 +385,7 @@ static void test_quantised(void **state)
                 const float is = texel ? field_at(packed, &d, r, c) : quantised_at(packed, &d, r, c);
                 if (is != want[(size_t)r * d.kp + c])
                     fail_msg("shape %zu, %s, %s: row %u, column %u is %g, want %g", i / 2,
-                             esp_wtype_name(d.wtype), texel ? "texel" : "plain", r, c, (double)is,
+                             esp_wtype_name(d.wtype), esp_vk_class_name(cls), r, c, (double)is,
                              (double)want[(size_t)r * d.kp + c]);
             }
         free(want);

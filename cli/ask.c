@@ -63,9 +63,9 @@ void esp_where_args(struct esp_where *where, struct esp_arg args[ESP_N_CLUSTER_A
          "Room for keys and values, shared by all sequences. Default: enough for the context.",
          &where->kv_tokens, 1, 1u << 24, false, NULL},
         {"weights", 0, ESP_ARG_TEXT, "TYPE",
-         "What workers hold weights as: stored (as the files have them, the default), bf16, f16, q8 or q4, "
-         "with 8.5 and 4.5 "
-         "bits a weight: faster and smaller, and not quite the same answers.",
+         "What workers hold weights as: stored (as the files have them, the default), bf16, f16, f32, q8 "
+         "(8.5 bits a weight) or q4 (4.5; the encoder q8). The last two are smaller and faster, and do not "
+         "give quite the same answers.",
          &where->weights, 0, 0, false, NULL},
         {"final-softcap", 0, ESP_ARG_FLAG, NULL,
          "Apply the final soft-cap that a PaliGemma 2 config names (off in the reference).",

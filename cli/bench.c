@@ -182,7 +182,7 @@ int esp_command_bench(int argc, char **argv)
         {"shape", 0, ESP_ARG_TEXT, "NAME",
          "A published model by its shape alone, with random weights: paligemma-3b-224, -448, -896, "
          "paligemma2-3b-..., "
-         "-10b-..., -28b-..., or toy. Default: " DEFAULT_SHAPE ".",
+         "-10b-..., -28b-..., or toy. Default: $ESPALIER_MODEL, else " DEFAULT_SHAPE ".",
          &b.shape, 0, 0, false, NULL},
         {"layers", 0, ESP_ARG_TEXT, "V/T",
          "Only the first V encoder and T decoder layers, where memory or time is short. Nothing is scaled up "

@@ -14,9 +14,9 @@ static const struct esp_command_help help = {
         "Lists this machine's Vulkan devices, what a worker would make of each, and why some are refused.\n"
         "With --tune it measures anew which variants and tiles of a GPU's kernels suit a device, prints what "
         "it found\n"
-        "and keeps the choice; workers measure the same when they first meet the device, and take the choice "
-        "at their\n"
-        "next start. It asks espalier-worker, the one program that knows Vulkan.\n",
+        "and keeps the choice. Workers do so by themselves when they first meet a device; those that run "
+        "take a new\n"
+        "choice at their next start. This asks espalier-worker, the one program that knows Vulkan.\n",
     .examples = "  espalier devices\n"
                 "  espalier devices --json\n"
                 "  espalier devices --tune\n",

@@ -15,7 +15,7 @@
 
 enum esp_kernel {
     ESP_K_NORM,
-    ESP_K_NORM_BEGIN, /* gpu class: half of one; products do the other (ESP_SPLIT_END) */
+    ESP_K_NORM_BEGIN,  /* gpu class: half of one; products do the other (ESP_SPLIT_END) */
     ESP_K_MATMUL,      /* many rows: prefill, encoder */
     ESP_K_MATMUL_COOP, /* gpu class, where the compiler and the device have cooperative matrices */
     ESP_K_ROW_SCALE,   /* what it needs to know of x */

@@ -95,7 +95,7 @@ const struct esp_tensor *esp_checkpoint_tensor(const struct esp_checkpoint *ck, 
  * layer, dtype, shape and samples of its bytes: all of a small one; of a larger one the first and last 4 KiB
  * and 64 blocks of 256 bytes spread evenly between. Independent of naming layout, sharding, preprocessing and
  * special tokens; two fine-tunes of one model differ. Some milliseconds when the files are in memory, about
- * 20000 page reads of a 3B model when they are not.
+ * 20000 page reads of a 3B model, asked for all at once, when they are not.
  */
 void esp_checkpoint_fingerprint(const struct esp_checkpoint *ck, uint8_t out[ESP_FINGERPRINT_BYTES]);
 

@@ -44,6 +44,34 @@ static void hash_config(crypto_generichash_state *h, const struct esp_config *c)
         esp_hash_u64(h, t->sliding[i]);
 }
 
+/* Where block i of a large tensor's samples begins: evenly, from behind the first edge to before the last. */
+static size_t block_at(size_t n_bytes, size_t i)
+{
+    const size_t room = n_bytes - 2 * EDGE_BYTES - BLOCK_BYTES;
+
+    return EDGE_BYTES + room / (N_BLOCK - 1) * i;
+}
+
+/*
+ * Has the kernel bring in what will be hashed of a tensor that is not in memory: a disk that is asked for thousands of pages
+ * at once is many times faster than one that is asked for the next when the last has come.
+ */
+static void ask_for(const struct esp_tensor *t)
+{
+    const size_t n = t->n_bytes;
+
+    if (n <= WHOLE_BYTES) {
+        esp_tensor_soon(t, 0, n);
+        return;
+    }
+    if (esp_tensor_is_here(t, block_at(n, N_BLOCK / 2))) /* and so are the others, most likely */
+        return;
+    esp_tensor_soon(t, 0, EDGE_BYTES);
+    for (size_t i = 0; i < N_BLOCK; i++)
+        esp_tensor_soon(t, block_at(n, i), BLOCK_BYTES);
+    esp_tensor_soon(t, n - EDGE_BYTES, EDGE_BYTES);
+}
+
 static void hash_tensor(crypto_generichash_state *h, const struct esp_tensor *t, enum esp_role role,
                         uint32_t layer)
 {
@@ -61,10 +89,8 @@ static void hash_tensor(crypto_generichash_state *h, const struct esp_tensor *t,
         return;
     }
     esp_hash(h, p, EDGE_BYTES);
-    for (size_t i = 0; i < N_BLOCK; i++) { /* evenly, from behind the first edge to before the last */
-        size_t room = n - 2 * EDGE_BYTES - BLOCK_BYTES;
-        esp_hash(h, p + EDGE_BYTES + room / (N_BLOCK - 1) * i, BLOCK_BYTES);
-    }
+    for (size_t i = 0; i < N_BLOCK; i++)
+        esp_hash(h, p + block_at(n, i), BLOCK_BYTES);
     esp_hash(h, p + n - EDGE_BYTES, EDGE_BYTES);
 }
 
@@ -79,6 +105,9 @@ void esp_checkpoint_fingerprint(const struct esp_checkpoint *ck, uint8_t out[ESP
     assert(rc == 0);
     esp_hash(&h, domain, sizeof domain);
     hash_config(&h, config);
+    for (int role = 0; role < ESP_N_ROLE; role++)
+        for (uint32_t i = 0; i < esp_role_count(config, (enum esp_role)role); i++)
+            ask_for(esp_checkpoint_tensor(ck, (enum esp_role)role, i));
     for (int role = 0; role < ESP_N_ROLE; role++) {
         for (uint32_t i = 0; i < esp_role_count(config, (enum esp_role)role); i++)
             hash_tensor(&h, esp_checkpoint_tensor(ck, (enum esp_role)role, i), (enum esp_role)role, i);

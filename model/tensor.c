@@ -48,6 +48,15 @@ void esp_tensor_done(const struct esp_tensor *tensor)
         (void)madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
+bool esp_tensor_is_here(const struct esp_tensor *tensor, uint64_t at)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    unsigned char here = 1;
+
+    (void)mincore((void *)(((uintptr_t)tensor->data + at) / page * page), page, &here);
+    return here & 1;
+}
+
 void esp_tensor_soon(const struct esp_tensor *tensor, uint64_t at, uint64_t n)
 {
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);

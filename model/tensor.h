@@ -4,6 +4,7 @@
 #ifndef ESP_MODEL_TENSOR_H
 #define ESP_MODEL_TENSOR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -45,6 +46,9 @@ void esp_tensor_rows_f32(float *out, const struct esp_tensor *tensor, size_t row
  * tensors of a mapped file, as esp_checkpoint_tensor's are: anonymous memory would be lost.
  */
 void esp_tensor_done(const struct esp_tensor *tensor);
+
+/** Whether the page of byte `at`, which is below n_bytes, is in memory; true too where the system does not say. */
+bool esp_tensor_is_here(const struct esp_tensor *tensor, uint64_t at);
 
 /** Bytes [at, at + n) of the tensor will be read in a moment: has the kernel bring them in meanwhile. A hint, no more. */
 void esp_tensor_soon(const struct esp_tensor *tensor, uint64_t at, uint64_t n);

@@ -94,13 +94,15 @@ static bool texel_class(const struct esp_vk_candidate *c)
            (f.bufferFeatures & VK_FORMAT_FEATURE_STORAGE_TEXEL_BUFFER_BIT);
 }
 
-/* Nothing that a driver says of itself tells how it compiles a load; what was measured is which of its versions do it. */
-static bool loads_directly(const VkPhysicalDeviceDriverProperties *drv)
+/* Of lavapipe, Mesa's major version; 0: another driver. Nothing that a driver says of itself tells how it compiles a load: what
+ * was measured is that 26 makes the direct class's loads fast, and that 22.3 computes its kernels wrongly. */
+static unsigned lavapipe_version(const VkPhysicalDeviceDriverProperties *drv)
 {
     unsigned major;
 
-    return drv->driverID == VK_DRIVER_ID_MESA_LLVMPIPE && sscanf(drv->driverInfo, "Mesa %u.", &major) == 1 &&
-           major >= 26;
+    return drv->driverID == VK_DRIVER_ID_MESA_LLVMPIPE && sscanf(drv->driverInfo, "Mesa %u.", &major) == 1
+               ? major
+               : 0;
 }
 
 static void probe_host_memory(struct esp_vk_candidate *c)
@@ -270,8 +272,9 @@ static void probe(struct esp_vk_candidate *c, VkInstance instance, VkPhysicalDev
         probe_coop(c, instance);
     c->can[ESP_VK_PLAIN] = true;
     c->can[ESP_VK_TEXEL] = texel_class(c);
-    c->can[ESP_VK_DIRECT] = c->can[ESP_VK_TEXEL] && (c->subgroup_ops & VK_SUBGROUP_FEATURE_SHUFFLE_BIT);
-    c->cls = c->can[ESP_VK_DIRECT] && loads_directly(&drv)                              ? ESP_VK_DIRECT
+    c->can[ESP_VK_DIRECT] = c->can[ESP_VK_TEXEL] && (c->subgroup_ops & VK_SUBGROUP_FEATURE_SHUFFLE_BIT) &&
+                            lavapipe_version(&drv) >= 25;
+    c->cls = c->can[ESP_VK_DIRECT] && lavapipe_version(&drv) >= 26                      ? ESP_VK_DIRECT
              : c->can[ESP_VK_TEXEL]                                                     ? ESP_VK_TEXEL
              : c->can[ESP_VK_GPU] && c->props.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU ? ESP_VK_GPU
                                                                                         : ESP_VK_PLAIN;

@@ -85,7 +85,11 @@ llama() { # ENGINE TYPE PHASE
     vulkan) set -- "$1" "$2" "$3" GGML_VK_VISIBLE_DEVICES="${device:-0}" 99 ;;
     *) set -- "$1" "$2" "$3" GGML_VK_VISIBLE_DEVICES= 0 ;;
     esac
-    case $3 in decode) what="-p 0 -n $steps" ;; *) what="-p $prefix -n 0" ;; esac
+    case $1,$3 in
+    *,decode) what="-p 0 -n $steps" ;;
+    vulkan,*) what="-p $prefix -n 0 --no-warmup" ;; # minutes on a CPU driver, of which compiling is seconds
+    *) what="-p $prefix -n 0" ;;
+    esac
     if [ "$1" = cpu ]; then what="$what -dev none"; fi
     $in env "$4" llama-bench -m "$dir/$2.gguf" $what -r 1 -ngl "$5" -t "$threads" -o json 2>>"$dir/log.txt" |
         python3 -c '

@@ -42,6 +42,8 @@
 #include "esp_spv_matmul_texel_f32.h"
 #include "esp_spv_matmul_texel_q4.h"
 #include "esp_spv_matmul_texel_q8.h"
+#include "esp_spv_matvec_direct_bf16.h"
+#include "esp_spv_matvec_direct_f16.h"
 #include "esp_spv_matvec_direct_q4.h"
 #include "esp_spv_matvec_direct_q8.h"
 #include "esp_spv_matvec_gpu_bf16.h"
@@ -153,6 +155,8 @@ static const struct esp_kernel_code table[] = {
     CODE(MATVEC, TEXEL, F32_, matvec_texel_f32, 0, 2, true),
     CODE(MATVEC, TEXEL, Q8_, matvec_texel_q8, 0, 8, true),
     CODE(MATVEC, TEXEL, Q4_, matvec_texel_q4, 0, 8, true),
+    CODE(MATVEC, DIRECT, BF16_, matvec_direct_bf16, 0, 4, true),
+    CODE(MATVEC, DIRECT, F16_, matvec_direct_f16, 0, 4, true),
     CODE(MATVEC, DIRECT, Q8_, matvec_direct_q8, 0, 8, true),
     CODE(MATVEC, DIRECT, Q4_, matvec_direct_q4, 0, 8, true),
     ROW(EMBED, PLAIN, BF16_, embed_plain_bf16, 0, 0),

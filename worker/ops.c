@@ -224,7 +224,7 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
     p.code = find(rec, how->few ? ESP_K_MATVEC : ESP_K_MATMUL, w->wtype);
     if (p.code)
         p.tile = p.code->tile;
-    if (p.code && how->few && p.code->cls == ESP_VK_DIRECT)
+    if (p.code && how->few && p.code->cls == ESP_VK_DIRECT && esp_wtype_quantised(w->wtype))
         p.first = ESP_K_ROW_FIXED;
     if (p.code && how->few && p.code->cls == ESP_VK_GPU) {
         p.spec[2] = matvec_lanes(vk, w, how->epilogue == ESP_EPI_GEGLU);

@@ -64,8 +64,9 @@ void esp_where_args(struct esp_where *where, struct esp_arg args[ESP_N_CLUSTER_A
          &where->kv_tokens, 1, 1u << 24, false, NULL},
         {"weights", 0, ESP_ARG_TEXT, "TYPE",
          "What workers hold weights as: stored (as the files have them, the default), bf16, f16, f32, q8 "
-         "(8.5 bits a weight) or q4 (4.5; the encoder q8). The last two are smaller and faster, and do not "
-         "give quite the same answers.",
+         "(8.5 bits a weight) or q4 (4.5 in most of the decoder, else q8). The last two are smaller and "
+         "faster, "
+         "and do not give quite the same answers.",
          &where->weights, 0, 0, false, NULL},
         {"final-softcap", 0, ESP_ARG_FLAG, NULL,
          "Apply the final soft-cap that a PaliGemma 2 config names (off in the reference).",

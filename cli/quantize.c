@@ -28,8 +28,9 @@
 static const struct esp_command_help help = {
     .name = "quantize",
     .synopsis = "--model DIR --out DIR --weights q8|q4 [options]",
-    .about = "Writes a checkpoint whose matrices are quantised: 8.5 or 4.5 bits a weight, in blocks of 32 "
-             "with a scale.\n"
+    .about = "Writes a checkpoint whose matrices are quantised: 8.5 bits a weight, or 4.5 in most of the "
+             "decoder,\n"
+             "in blocks of 32 with a scale.\n"
              "It serves everywhere a checkpoint does, loads faster, and gives the same answers as the "
              "original with\n"
              "--weights of that type. Prints the relative error that each layer's weights have then.\n",

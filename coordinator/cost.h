@@ -44,6 +44,7 @@ struct esp_model_cost {
 
 struct esp_cost_options {
     double bytes_per_weight;   /* 2 for bf16 and f16, 4 for f32, 1.0625 for 8 bit in blocks of 32 */
+    double careful_bytes;      /* the same for the embedding table, Q, K and V; 0: as bytes_per_weight */
     double vision_bytes;       /* the same for the encoder and the projector; 0: as bytes_per_weight */
     uint32_t n_image;          /* pictures of a typical request, at least 1 */
     uint32_t n_text, n_answer; /* its prompt and answer in tokens; 0: 32 */

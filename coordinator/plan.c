@@ -45,10 +45,11 @@ static esp_status work_create(struct work **out, const struct esp_plan_input *in
 {
     const struct esp_config *config = esp_checkpoint_config(in->ck);
     const struct esp_cluster_options *o = in->options;
-    static const enum esp_role text[] = {ESP_T_EMBED, ESP_T_GATE_W, ESP_T_Q_W},
+    static const enum esp_role text[] = {ESP_T_GATE_W, ESP_T_O_W}, careful[] = {ESP_T_EMBED, ESP_T_Q_W},
                                vision[] = {ESP_V_FC1_W, ESP_V_Q_W};
     const struct esp_cost_options cost_options = {
-        .bytes_per_weight = bytes_per_weight(in->ck, text, 3, o->weights),
+        .bytes_per_weight = bytes_per_weight(in->ck, text, 2, o->weights),
+        .careful_bytes = bytes_per_weight(in->ck, careful, 2, o->weights),
         .vision_bytes = bytes_per_weight(in->ck, vision, 2, o->weights),
         .n_image = 1,
         .max_rows = o->sizing.context,

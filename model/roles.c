@@ -94,7 +94,7 @@ bool esp_role_has_layers(enum esp_role role)
 
 enum esp_wtype esp_role_wtype(const struct esp_config *c, enum esp_role role, enum esp_wtype want)
 {
-    const enum esp_wtype vision = want == ESP_W_Q4 ? ESP_W_Q8 : want;
+    const enum esp_wtype careful = want == ESP_W_Q4 ? ESP_W_Q8 : want;
 
     switch (role) {
     case ESP_V_PATCH_W:
@@ -104,17 +104,17 @@ enum esp_wtype esp_role_wtype(const struct esp_config *c, enum esp_role role, en
     case ESP_V_FC1_W:
     case ESP_V_FC2_W:
     case ESP_P_W:
-        return vision;
-    case ESP_T_EMBED:
+    case ESP_T_EMBED: /* the output head, too */
     case ESP_T_Q_W:
     case ESP_T_K_W:
     case ESP_T_V_W:
+        return careful;
     case ESP_T_GATE_W:
     case ESP_T_UP_W:
     case ESP_T_DOWN_W:
         return want;
     case ESP_V_O_W:
-        return esp_wtype_quantised(want) && c->vision.head_dim % 8 ? ESP_W_STORED : vision;
+        return esp_wtype_quantised(want) && c->vision.head_dim % 8 ? ESP_W_STORED : careful;
     case ESP_T_O_W:
         return esp_wtype_quantised(want) && c->text.head_dim % 8 ? ESP_W_STORED : want;
     default:

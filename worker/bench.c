@@ -168,7 +168,7 @@ static json_t *device_json(const struct esp_vk_report *r)
 static esp_status print_results(struct esp_bench *b, const char *model, const struct esp_stage_info_out *info,
                                 struct esp_err *err)
 {
-    const struct esp_piece *layer; /* the first one that is here: all matrices are of its type */
+    const struct esp_piece *layer; /* the first one that is here: all matrices are of its type, but for q4 */
     const uint32_t piece = ESP_N_PIECE_END + (decodes(b) ? b->c->vision.n_layer : 0);
     json_t *o;
     bool ok;
@@ -184,7 +184,9 @@ static esp_status print_results(struct esp_bench *b, const char *model, const st
     SET(o, "layers", pair(b->what.encode ? b->c->vision.n_layer : 0, decodes(b) ? b->c->text.n_layer : 0));
     SET(o, "of_layers", pair(b->of_layers[0], b->of_layers[1]));
     SET(o, "device", device_json(esp_vk_report(b->vk)));
-    SET(o, "weights", json_string(esp_wtype_name(layer->mat[0].mat.wtype)));
+    SET(o, "weights",
+        json_string(esp_wtype_name(esp_wtype_quantised(b->what.weights) ? b->what.weights
+                                                                        : layer->mat[0].mat.wtype)));
     SET(o, "image_tokens", json_integer(b->c->vision.n_token));
     SET(o, "prefix", json_integer(b->prefix));
     SET(o, "ceilings",

@@ -143,13 +143,15 @@ static void test_same_bits(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         const bool all = !esp_wtype_quantised(types[i]);
+        /* with q4, Q, K and V and the table are q8, and the turn before has left those */
+        const uint64_t n_old = types[i] == ESP_W_Q4 ? config->text.n_layer + 1 : 0;
         size_t n;
         float *want;
 
         esp_packed_destroy(&vk->packed);
         want = logits(types[i], 0, &none, &n);
         open_cache(all);
-        check(want, n, types[i], 0, &(struct esp_packed_count){.kept = n_mat});
+        check(want, n, types[i], 0, &(struct esp_packed_count){.used = n_old, .kept = n_mat - n_old});
         check(want, n, types[i], 0, &(struct esp_packed_count){.used = n_mat});
         open_cache(all);
         check(want, n, types[i], 5000, &(struct esp_packed_count){.used = n_mat});

@@ -4,6 +4,7 @@
 
 #include "esp_spv_ceiling_fma_plain.h"
 #include "esp_spv_ceiling_fma_texel.h"
+#include "esp_spv_ceiling_read_direct.h"
 #include "esp_spv_ceiling_read_plain.h"
 #include "esp_spv_ceiling_read_texel.h"
 #include "proto/clock.h"
@@ -23,13 +24,18 @@ static const struct esp_kernel_code codes[2][ESP_VK_N_CLASS] = {
     {                                                                                                        \
         .name = #blob, .spirv = esp_spv_##blob, .n_bytes = sizeof esp_spv_##blob                             \
     }
-    {CODE(ceiling_read_plain), CODE(ceiling_read_texel)}, {CODE(ceiling_fma_plain), CODE(ceiling_fma_texel)}};
+    {[ESP_VK_PLAIN] = CODE(ceiling_read_plain),
+     [ESP_VK_TEXEL] = CODE(ceiling_read_texel),
+     [ESP_VK_DIRECT] = CODE(ceiling_read_direct)},
+    {[ESP_VK_PLAIN] = CODE(ceiling_fma_plain), [ESP_VK_TEXEL] = CODE(ceiling_fma_texel)}};
 enum { READ, FMA };
 
-/* Only texel kernels are made for one source of both classes: whoever adds a class says which of the two it reads like. */
+/* Classes without one of their own read like texel's if they bind texel buffers, else like plain's. */
 static const struct esp_kernel_code *code_of(const struct esp_vk *vk, int which)
 {
-    return &codes[which][esp_vk_has_texels(vk->cls) ? ESP_VK_TEXEL : ESP_VK_PLAIN];
+    const struct esp_kernel_code *own = &codes[which][vk->cls];
+
+    return own->spirv ? own : &codes[which][esp_vk_has_texels(vk->cls) ? ESP_VK_TEXEL : ESP_VK_PLAIN];
 }
 
 /* A GPU is done before the host has looked twice: it gets the same several times in one go. */

@@ -66,9 +66,10 @@ void rig_open(struct rig *rig)
 {
     struct esp_err err;
 
-    assert_int_equal(
-        esp_link_create(&rig->link, rig->net, &(struct esp_link_options){.type = ESP_LINK_SERVE}, &err),
-        ESP_OK);
+    assert_int_equal(esp_link_create(&rig->link, rig->net,
+                                     &(struct esp_link_options){.type = ESP_LINK_SERVE, .linger_ms = 1000},
+                                     &err),
+                     ESP_OK);
     /* After rig_close, libzmq may take a moment to let go of the path. */
     for (uint64_t end = now_ms() + RIG_DEADLINE_MS; esp_link_bind(rig->link, rig->at, false, NULL, &err);) {
         if (now_ms() > end)

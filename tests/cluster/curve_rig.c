@@ -47,13 +47,11 @@ void curve_keygen(const char *espalier, const char *out, const char *option, con
 
 void curve_wait_for(struct child *c, const char *text)
 {
-    c->started_ms = esp_now_ms();
     child_wait_for(c, 1, text);
 }
 
 void curve_ended(struct child *c)
 {
-    c->started_ms = esp_now_ms();
     child_wait(c, NULL);
     assert_int_equal(c->exit, 0);
     child_finish(c);

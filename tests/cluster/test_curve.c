@@ -108,9 +108,9 @@ static const struct {
     const char *logged; /* by the coordinator; NULL: it never got there */
 } refused[] = {
     {"no key", false, NULL, "nothing answers there",
-     "connection refused address=127.0.0.1 why=\"it has no keys, or broke off"},
+     "why=\"it has no keys, or broke off"}, /* its address is known if it is still there when it is looked at */
     {"keys of another cluster", false, "other/clients/anna", "breaks off the handshake",
-     "connection refused address=127.0.0.1 why=\"it took another public key for ours"},
+     "why=\"it took another public key for ours"},
     {"a key that is in no list", false, "unknown", "does not take our key",
      "why=\"its key is in no allow list here\""},
     {"a worker's key used as a client's", false, "keys/workers/w0", "a status_query takes a client's key",
@@ -162,7 +162,7 @@ static void test_data_socket(void **state)
     child_run(&c, ESPALIER, (const char *[]){"cluster", "status", "--connect", data, "--timeout", "5", NULL});
     child_expect(&c, "no key", 1, "nothing answers there", NULL);
     child_finish(&c);
-    curve_wait_for(&worker[0], "connection refused address=127.0.0.1 why=\"it has no keys, or broke off");
+    curve_wait_for(&worker[0], "why=\"it has no keys, or broke off");
     curve_compose("at_data", "secret=keys/clients/anna/secret,coordinator.public=keys/workers/w0/public");
     child_run(
         &c, ESPALIER,

@@ -75,7 +75,6 @@ static void start_worker(struct child *c, const char *name, const char *cache)
 static void kill_child(struct child *c)
 {
     kill(c->pid, SIGKILL);
-    c->started_ms = esp_now_ms();
     child_wait(c, NULL);
     assert_int_equal(c->exit, 128 + SIGKILL);
     child_finish(c);
@@ -202,7 +201,6 @@ static void test_empty_then_full(void **state)
         assert_true(!again || strstr(ERR(&coordinator), "from=cache"));
         curve_end(&coordinator);
         for (int i = 0; i < 2; i++) {
-            worker[i].started_ms = esp_now_ms();
             child_wait(&worker[i], NULL);
             assert_int_equal(worker[i].exit, 0);
             if (!again)

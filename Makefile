@@ -12,8 +12,8 @@
 #   make install           into PREFIX (/usr/local), under DESTDIR
 #   make clean             remove build/
 #
-# Variables: JOBS, processes at a time (all cores); BUILD, the build directory; WERROR=OFF lets a compiler that warns
-# about more than those we test with finish; CMAKE_ARGS and CTEST_ARGS are passed on (CTEST_ARGS="-R link -V").
+# Variables: JOBS, processes at a time (all cores); BUILD, the build directory; WERROR=ON makes warnings errors, as
+# .ci/run does; CMAKE_ARGS and CTEST_ARGS are passed on (CTEST_ARGS="-R link -V").
 
 BUILD = build
 JOBS = $(shell nproc 2>/dev/null || echo 2)

@@ -185,7 +185,7 @@ static esp_status compare_value(struct esp_compare_sum *sum, const struct esp_re
 {
     const struct esp_msg *m;
     struct head h, now_h;
-    const char *data;
+    const char *data = NULL;
     float *kept, *now;
     size_t n;
     esp_status st;

@@ -23,6 +23,7 @@ static esp_status open_regular(int *out, size_t *n_bytes, struct esp_file_id *id
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 
     *out = -1;
+    *n_bytes = 0;
     if (fd < 0)
         return esp_fail(err, ESP_E_IO, "%s: %s", path, strerror(errno));
     if (fstat(fd, &sb) != 0) {

@@ -8,7 +8,6 @@ struct Eight {
     uvec4 a, b;
 };
 layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer esp_eights { Eight at[]; };
-layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer esp_fixed { ivec4 at[]; };
 
 // Which lane this is, to be told before anything else (know_lane): what is first known within a loop goes through memory
 // behind it, and is no constant any more.

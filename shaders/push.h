@@ -121,6 +121,12 @@
     ESP_ADDR(esp_floats) vec; /* small float32 vectors: biases, norm weights, position tables */             \
     ESP_ADDR_ANY kv;          /* KV cache, as texels */
 
+/* row_fixed.comp: blocks of 32 k that a workgroup takes, and the largest of the integers: sums of 32 products must fit into 31 bits,
+ * with q8's numbers of 8 bits and with q4's where they stand in their words, up to bit 12. */
+#define ESP_FIXED_BLOCKS  16
+#define ESP_FIXED_MOST_Q8 32767
+#define ESP_FIXED_MOST_Q4 16383
+
 struct esp_push_matmul {
     ESP_PUSH_HEAD
     ESP_UINT x_at, x_stride; /* f32[T, K] */

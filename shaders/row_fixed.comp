@@ -1,44 +1,47 @@
-// Rows of x as numbers of 30 bits, in place, for matvec_direct_quant.comp: x = (a + b / 2^14) * unit, a = n >> 16 in
-// [-2^14, 2^14), b = n & (2^14 - 1), with one unit a row, the 2^-14 of a power of two that none of it reaches. What is
-// lost is below 2^-28 of the row's largest. The unit is NaN where an element is no finite number, so that the whole row
-// of the product is none.
-// Grid: x = rows.
+// Rows of x as integers, block by block and in place (fixed.glsl), for matvec_direct_quant.comp. An element is off by half a
+// unit at most: 3e-5 of x in relative L2 or so with 16 bits (q8), 6e-5 with 15 (q4). Weights are off by 5e-3 and 7e-2.
+// Grid: x = rows, y = blocks of 32 k / ESP_FIXED_BLOCKS.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
 #include "mem.glsl"
+#include "fixed.glsl"
 
 layout(local_size_x = 8) in; // one subgroup
+layout(constant_id = 0) const uint MOST = ESP_FIXED_MOST_Q4;
 ESP_PUSH(esp_push_matmul);
-
-uint larger(const uvec4 v)
-{
-    return max(max(v.x, v.y), max(v.z, v.w));
-}
 
 void main()
 {
     const uint lane = gl_SubgroupInvocationID;
     const uint t = gl_WorkGroupID.x;
+    const uint b = gl_WorkGroupID.y * ESP_FIXED_BLOCKS, last = min(b + ESP_FIXED_BLOCKS, p.k4 / 8);
     if (t >= p.step.at[p.count])
         return;
-    const uint x = p.x_at + t * p.x_stride + lane;
-    uint most = 0; // of the elements' bits without sign: as integers they are in the order of their values, NaN above all
-    for (uint q = 0; q < p.k4; q += 8)
-        most = max(most, larger(floatBitsToUint(ACT_LOAD(x + q)) & 0x7fffffffu));
-    most = max(most, subgroupShuffle(most, lane ^ 4));
-    most = max(most, subgroupShuffle(most, lane ^ 2));
-    most = max(most, subgroupShuffle(most, lane ^ 1));
-    // |x| < 2^(e - 126); both units and their inverse are to be normal numbers
-    const uint e = clamp(most >> 23, 30u, 254u);
-    const float units = uintBitsToFloat((267 - e) << 23); // 2^(13 - (e - 127))
-    for (uint q = 0; q < p.k4; q += 8) {
-        const vec4 v = ACT_LOAD(x + q) * units;
-        const vec4 a = floor(v);
-        const ivec4 b = min(ivec4((v - a) * 16384.0 + 0.5), ivec4(16383));
-        ACT_STORE(x + q, intBitsToFloat(ivec4(a) << 16 | b));
+    const float limit = float(MOST);
+    for (uint i = b; i < last; i++) {
+        const uint at = p.x_at + t * p.x_stride + i * 8;
+        esp_fixed x = esp_fixed(texels_on(p.act, at));
+        const vec4 v = ACT_LOAD(at + lane);
+        const uvec4 size = floatBitsToUint(v) & 0x7fffffffu; // as integers they are in their order, NaN above all
+        uint most = max(max(size.x, size.y), max(size.z, size.w));
+        [[unroll]] for (uint d = 4; d > 0; d /= 2)
+            most = max(most, subgroupShuffle(most, lane ^ d));
+        // the unit and its inverse are to be normal numbers
+        const float unit = max(uintBitsToFloat(most), 1e-30) / limit;
+        const ivec4 a = ivec4(clamp(roundEven(v / unit), -limit, limit));
+        int all = a.x + a.y + a.z + a.w;
+        [[unroll]] for (uint d = 4; d > 0; d /= 2)
+            all += subgroupShuffle(all, lane ^ d);
+        const ivec2 pairs = a.yw << 16 | a.xz & 0xffff;
+        esp_words words = esp_words(uvec2(x));
+        words.at[2 * lane] = uint(pairs.x);
+        words.at[2 * lane + 1] = uint(pairs.y);
+        if (lane == 0) {
+            x.at[0].unit = most >= 0x7f800000u ? uintBitsToFloat(0x7fc00000u) : unit;
+            x.at[0].all = float(all);
+        }
     }
-    esp_floats(p.act).at[p.scale_at * 4 + t] =
-        uintBitsToFloat(most >= 0x7f800000u ? 0x7fc00000u : (e - 13) << 23);
 }

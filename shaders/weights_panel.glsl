@@ -27,9 +27,12 @@ float scale_of(const uint side)
     return uintBitsToFloat(side << 16);
 }
 
-float zero_of(const uint side)
+// The zero point in units of ZERO_UNIT, a whole number.
+const float ZERO_UNIT = 128.0;
+
+float zeros_of(const uint side)
 {
-    return 128.0;
+    return 1.0;
 }
 #else
 const uint PANEL = 8;
@@ -52,11 +55,18 @@ float scale_of(const uint side)
     return uintBitsToFloat(((side & 0xffc0u) << 13) + 0x2b800000u);
 }
 
-float zero_of(const uint side)
+const float ZERO_UNIT = 0.25;
+
+float zeros_of(const uint side)
 {
-    return float(side & 63u) * 0.25;
+    return float(side & 63u);
 }
 #endif
+
+float zero_of(const uint side)
+{
+    return zeros_of(side) * ZERO_UNIT;
+}
 
 #ifdef ESP_DIRECT
 uint w_word(const uint block, const uint k, const uint r)

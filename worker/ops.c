@@ -261,6 +261,7 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
 {
     const struct product pr = product_plan(rec, w, how);
     const bool pairs = how->epilogue == ESP_EPI_GEGLU;
+    const uint32_t most = w->wtype == ESP_W_Q8 ? ESP_FIXED_MOST_Q8 : ESP_FIXED_MOST_Q4;
 
     if (!pr.code) {
         rec->st = rec->st ? rec->st
@@ -268,7 +269,7 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                                      esp_wtype_name(w->wtype));
         return;
     }
-    if (pr.first != ESP_N_KERNEL && !how->scale_at && !rec->st)
+    if (pr.first == ESP_K_ROW_SCALE && !how->scale_at && !rec->st)
         rec->st = esp_fail(rec->err, ESP_E_INTERNAL, "%s: no scratch for scales of rows", pr.code->name);
     for (uint32_t i = 0; i < w->n_part; i++) {
         const uint32_t n_group = w->part[i].n_row / 8;
@@ -308,12 +309,14 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                      .wants = how->count == ESP_COUNT_WANTS,
                      .row_flop = 2.0 * w->part[i].n_row * w->kp}};
         if (pr.first != ESP_N_KERNEL && i == 0) {
-            struct launch scales = l;
-            scales.code = find(rec, pr.first, ESP_W_NONE);
-            scales.n_spec = 0;
-            scales.grid.div = 1;
-            memset(&scales.work, 0, sizeof scales.work);
-            launch(rec, &scales);
+            struct launch before = l;
+            before.code = find(rec, pr.first, ESP_W_NONE);
+            before.spec = &most;
+            before.n_spec = pr.first == ESP_K_ROW_FIXED;
+            before.grid.div = 1;
+            before.grid.dims[1] = pr.first == ESP_K_ROW_FIXED ? div_up(w->kp / 32, ESP_FIXED_BLOCKS) : 1;
+            memset(&before.work, 0, sizeof before.work);
+            launch(rec, &before);
         }
         if (how->few) {
             l.grid.axis = 1;

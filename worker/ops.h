@@ -113,15 +113,14 @@ bool esp_norm_splits(const struct esp_vk *vk);
 /** The first half, of rows that no product made. */
 void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_split_norm *norm);
 
-/** @param few  0: many rows (prefill, encoder); 1, 2, 4, 8: a few, that many at a time (decode) */
+/** @param few  0: many rows (prefill, encoder); 1, 2, 4, 8: a few, that many at a time (decode). In the direct class they
+ *              leave integers where x was if weights are quantised (shaders/row_fixed.comp). */
 struct esp_matmul_how {
     uint32_t epilogue; /* ESP_EPI_* */
     uint32_t few;
     enum esp_count count; /* ROWS or WANTS */
     float cap;
-    uint32_t
-        scale_at; /* scratch of a float a row, from this texel on; 0: none, and no cooperative matrices; the direct class's
-                   * few rows need it, and leave integers of x where x was if weights are quantised */
+    uint32_t scale_at; /* scratch, a float a row, from this texel on; 0: none, and no cooperative matrices */
     struct esp_split_norm norm; /* a few rows, ESP_EPI_ADD to begin one; zeroed: none */
 };
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,

@@ -85,7 +85,7 @@ esp_status esp_layout_plan(struct esp_layout *l, const struct esp_vk *vk, const 
     const bool enc = spec->enc_lo < spec->enc_hi || spec->patch || spec->projector;
     const bool dec = spec->dec_lo < spec->dec_hi || spec->embed || spec->head;
     const uint32_t n_dec = spec->dec_hi - spec->dec_lo;
-    bool scales = vk->cls == ESP_VK_DIRECT;
+    bool scales = false;
     uint64_t e = 0, d = 0, layer = 0, in = 4, out = 4, n;
 
     memset(l, 0, sizeof *l);

@@ -270,6 +270,7 @@ void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
     out->scratch_bytes = s->scratch_bytes;
     out->loaded_bytes = s->weights.read_bytes;
     out->block_tokens = ESP_KV_BLOCK;
+    out->few_rounded = s->vk->cls == ESP_VK_DIRECT && esp_wtype_quantised(s->spec.weights);
     if (s->kv) {
         out->kv_blocks = esp_kv_n_blocks(s->kv);
         out->kv_used_blocks = esp_kv_used_blocks(s->kv);

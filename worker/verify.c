@@ -81,8 +81,11 @@ static esp_status plan(struct esp_verify *v, const struct esp_stage *stage, stru
 {
     const bool enc = esp_stage_spec(stage)->enc_lo < esp_stage_spec(stage)->enc_hi;
     const bool dec = esp_stage_spec(stage)->dec_lo < esp_stage_spec(stage)->dec_hi;
+    struct esp_stage_info_out info;
     uint64_t seed = 7;
 
+    esp_stage_info(stage, &info);
+    v->few_rounded = info.few_rounded;
     v->ck = esp_stage_checkpoint(stage);
     v->c = esp_checkpoint_config(v->ck);
     v->spec = *esp_stage_spec(stage);

@@ -17,6 +17,7 @@
  * The limit: a sum of K float32 terms in order is off by 0.2 sqrt(K) 2^-24 of itself where terms are random, which is
  * 2e-6 for the longest of published models, and norms, softmax and GELU add a few roundings. Measured on lavapipe: up to
  * 4e-6. Products in float16 or tf32 are off by 2e-4 and more, in bfloat16 by ten times that: 1e-4 tells one from the other.
+ * Where a stage rounds x for quantised weights (esp_stage_info) a row is off by 2e-4 or so, and the limit is 1e-3.
  */
 #ifndef ESP_WORKER_VERIFY_H
 #define ESP_WORKER_VERIFY_H
@@ -24,6 +25,7 @@
 #include "worker/stage.h"
 
 #define ESP_VERIFY_LIMIT     1e-4
+#define ESP_VERIFY_ROUNDED   1e-3
 #define ESP_VERIFY_NO_NUMBER 1e9 /* the error of what is no finite number, or further off than that */
 #define ESP_VERIFY_PATCHES   256
 

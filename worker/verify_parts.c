@@ -339,6 +339,8 @@ esp_status esp_verify_part(struct esp_verify *v, uint32_t i, bool (*stop)(void *
     else
         snprintf(out->layer, sizeof out->layer, "%s%s", phase, names[p->kind]);
     out->limit = ESP_VERIFY_LIMIT;
+    if (v->few_rounded && (p->decode || p->kind == ESP_PART_LOGITS))
+        out->limit = ESP_VERIFY_ROUNDED;
     if (p->kind < ESP_PART_EMBED)
         return vision_part(v, &src, p, out->layer, &out->error, err);
     if (p->kind == ESP_PART_LOGITS)

@@ -35,6 +35,7 @@ struct esp_verify {
     const struct esp_config *c;
     struct esp_stage_spec spec;
     bool planned, encoded;
+    bool few_rounded; /* as in esp_stage_info_out */
 
     uint32_t n_patch;
     float *patches; /* input: f32[C,S,S], or f32[n_patch,D] */

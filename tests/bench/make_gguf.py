@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Writes a GGUF file of Gemma 2B's shape with random weights, for llama.cpp to be measured with (compare.md).
 
-    make_gguf.py --type f16|bf16|q8_0|q4_0 [--layers N] OUT.gguf
+    make_gguf.py --type f16|bf16|q8_0|q4_0 [--pure] [--layers N] OUT.gguf
 
 The decoder of PaliGemma 3B: 18 layers of width 2048, 8 query heads over one key head of 256, gated MLP of 16384, a
-vocabulary of 257216 tied to the head. All matrices are of the type asked for, the table included; norms are float32.
+vocabulary of 257216 tied to the head. Matrices are of the type asked for, but for q4_0's table: llama-quantize makes that
+q6_K where it is the head too. --pure: q4_0 as well. Norms are float32.
 Weights have mean 0 and a standard deviation of about 0.02, so that activations stay near one.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3. Needs nothing but Python.
 """
@@ -16,10 +17,10 @@ import sys
 
 WIDTH, MLP, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2048, 16384, 8, 1, 256, 257216
 ALIGN = 32
-F32, F16, Q4_0, Q8_0, BF16 = 0, 1, 2, 8, 30  # enum ggml_type
+F32, F16, Q4_0, Q8_0, Q6_K, BF16 = 0, 1, 2, 8, 14, 30  # enum ggml_type
 TYPES = {"f16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0}
 FILE_TYPE = {"f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}  # enum llama_ftype
-BLOCK = {F32: (1, 4), F16: (1, 2), BF16: (1, 2), Q8_0: (32, 34), Q4_0: (32, 18)}  # weights, bytes
+BLOCK = {F32: (1, 4), F16: (1, 2), BF16: (1, 2), Q8_0: (32, 34), Q4_0: (32, 18), Q6_K: (256, 210)}  # weights, bytes
 U32, I32, FLOAT, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9  # enum gguf_type
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # enum llama_token_type
 PATTERN = 1 << 20  # weights that are drawn; tensors are pieced together from them
@@ -77,10 +78,10 @@ def header(kind, n_layer):
     ] + vocabulary()
 
 
-def tensors(kind, n_layer):
+def tensors(kind, pure, n_layer):
     """Name, dimensions (the fastest first), type."""
     t = TYPES[kind]
-    yield "token_embd.weight", (WIDTH, VOCAB), t
+    yield "token_embd.weight", (WIDTH, VOCAB), Q6_K if t == Q4_0 and not pure else t
     for i in range(n_layer):
         yield f"blk.{i}.attn_norm.weight", (WIDTH,), F32
         yield f"blk.{i}.attn_q.weight", (WIDTH, HEADS * HEAD_DIM), t
@@ -109,16 +110,23 @@ def pattern(t, rng):
         return b"".join(struct.pack("<e", rng.gauss(0, 0.02)) for _ in range(PATTERN))
     if t == BF16:
         return b"".join(struct.pack("<f", rng.gauss(0, 0.02))[2:] for _ in range(PATTERN))
+    if t == Q6_K:  # 192 bytes of numbers, 16 of signed scales, one float16 over all
+        return b"".join(
+            rng.randbytes(192)
+            + bytes(rng.randrange(48, 80) for _ in range(16))
+            + struct.pack("<e", 0.02 / 64 / 64 * 12**0.5 * rng.uniform(0.9, 1.1))
+            for _ in range(PATTERN // 256)
+        )
     # uniform quants: a step that makes their standard deviation 0.02
     q = BLOCK[t][1] - 2
     step = 0.02 / (256 if t == Q8_0 else 16) * 12**0.5
     return b"".join(struct.pack("<e", step * rng.uniform(0.9, 1.1)) + rng.randbytes(q) for _ in range(PATTERN // 32))
 
 
-def write(out, kind, n_layer):
+def write(out, kind, pure, n_layer):
     rng = random.Random(1)
-    patterns = {F32: pattern(F32, rng), TYPES[kind]: pattern(TYPES[kind], rng)}
-    listed = list(tensors(kind, n_layer))
+    listed = list(tensors(kind, pure, n_layer))
+    patterns = {t: pattern(t, rng) for t in sorted({t for _, _, t in listed})}
     pairs = header(kind, n_layer)
     out.write(b"GGUF" + struct.pack("<IQQ", 3, len(listed), len(pairs)) + b"".join(pairs))
     at = 0
@@ -139,11 +147,12 @@ def write(out, kind, n_layer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--type", choices=TYPES, required=True)
+    parser.add_argument("--pure", action="store_true")
     parser.add_argument("--layers", type=int, default=18)
     parser.add_argument("out")
     a = parser.parse_args()
     with open(a.out, "wb") as f:
-        write(f, a.type, a.layers)
+        write(f, a.type, a.pure, a.layers)
     return 0
 
 

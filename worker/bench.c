@@ -229,6 +229,7 @@ esp_status esp_bench_run(const struct esp_bench_options *options, FILE *out, con
         st = esp_vk_open(&b.vk, options->device, &vk_options, log, err);
     if (st)
         goto done;
+    b.vk->packed = options->packed;
     b.phases = json_array();
     if (!b.phases) {
         st = esp_fail(err, ESP_E_NOMEM, "results");

@@ -13,6 +13,7 @@ struct esp_bench_options {
     const char *model;  /* as for esp_checkpoint_open */
     const char *device; /* as for esp_vk_open */
     uint64_t memory_bytes;
+    struct esp_packed *packed; /* the cache of packed weights, as a worker has it; NULL: none */
     /**
      * What to run, a JSON object; what is left out has the value given here.
      *   encode, prefill (true)    whether to

@@ -203,6 +203,8 @@ static esp_status pack_item(void *arg, uint32_t item, uint32_t thread, struct es
     if (run->make_up)
         return make_up(f, to, group, n, f->scratch[thread], err);
     bounce = run->from || run->keep ? f->bounce[thread] : to; /* what the device has may be slow to read */
+    if (run->from && esp_packed_is_laid(run->from, group / unit, to))
+        bounce = to;
     if (run->from)
         st = esp_packed_read(run->from, group / unit, n / unit, bounce, err);
     else
@@ -212,6 +214,17 @@ static esp_status pack_item(void *arg, uint32_t item, uint32_t thread, struct es
     if (!st && bounce != to)
         memcpy(to, bounce, n_bytes);
     return st;
+}
+
+/* Where the device's memory is ours, a part's pages can be those of the file that has it. */
+static void lay_part(const struct esp_feed_run *r, void *to)
+{
+    const struct esp_mat *m = &r->m->mat;
+    const uint32_t unit = esp_feed_unit(r->m);
+
+    if (r->to->own)
+        (void)esp_packed_lay(r->from, m->part[r->part].row0 / 8 / unit, m->part[r->part].n_row / 8 / unit,
+                             to);
 }
 
 static void nothing(void *arg)
@@ -252,6 +265,8 @@ esp_status esp_feed_pack(struct esp_feed *f, const struct esp_feed_run *run, boo
                             (uint64_t)m->mat.part[r.part].at * 16 + (uint64_t)r.group * group_bytes,
                             (uint64_t)r.n_group * group_bytes, err);
     if (!st) {
+        if (r.from && r.group == 0)
+            lay_part(&r, to);
         f->to = to;
         st = esp_pool_run(f->pool, pack_item, f, 1 + (r.n_group + f->item_groups - 1) / f->item_groups, err);
         *damaged = st && r.from;

@@ -22,12 +22,12 @@ void esp_feed_destroy(struct esp_feed **feed);
 /** A run of groups of one part of a matrix. */
 struct esp_feed_run {
     const struct esp_piece_mat *m;
-    uint32_t part, group, n_group;      /* groups of that part */
-    struct esp_buf *to;                 /* its chunk */
-    const struct esp_packed_file *from; /* has it packed already; NULL: pack it */
-    bool make_up;                       /* instead: some rows of its like over and over */
-    struct esp_packed_file *keep;       /* where it is kept, packed; NULL: nowhere */
-    void (*beside)(void *arg);          /* done by one thread while others pack; NULL: nothing */
+    uint32_t part, group, n_group; /* groups of that part */
+    struct esp_buf *to;            /* its chunk */
+    struct esp_packed_file *from;  /* has it packed already; NULL: pack it */
+    bool make_up;                  /* instead: some rows of its like over and over */
+    struct esp_packed_file *keep;  /* where it is kept, packed; NULL: nowhere */
+    void (*beside)(void *arg);     /* done by one thread while others pack; NULL: nothing */
     void *arg;
 };
 

@@ -46,6 +46,10 @@ static const char help[] =
     "espalier/packed "
     "likewise\n"
     "  --packed-limit MIB   of all that is kept there, as for --cache-limit; default 32768\n"
+    "  --packed-all         keep weights that are not quantised there, too, once more on disk: a CPU driver "
+    "then uses\n"
+    "                       the files where the system has them in memory, and the next start takes a "
+    "fraction\n"
     "  --no-packed          keep none: quantise at every start\n"
     "  --connect ENDPOINT   the coordinator: tcp://HOST:PORT or ipc://PATH\n"
     "  --name NAME          1 to 63 of [A-Za-z0-9._-], unique in the cluster; default HOST-PID\n"
@@ -82,7 +86,7 @@ static const char help[] =
 struct args {
     const char *model, *connect, *name, *bind, *device, *keys, *cache, *packed, *bench;
     uint64_t memory_bytes, cache_limit_bytes, packed_limit_bytes;
-    bool insecure, no_packed, die_with_parent, list, json, tune, profile;
+    bool insecure, packed_all, no_packed, die_with_parent, list, json, tune, profile;
     enum esp_log_level level;
 };
 
@@ -139,6 +143,7 @@ static int parse(struct args *a, int argc, char **argv)
         CACHE_LIMIT,
         PACKED,
         PACKED_LIMIT,
+        PACKED_ALL,
         NO_PACKED,
         CONNECT,
         NAME,
@@ -163,6 +168,7 @@ static int parse(struct args *a, int argc, char **argv)
         {"cache-limit", required_argument, NULL, CACHE_LIMIT},
         {"packed", required_argument, NULL, PACKED},
         {"packed-limit", required_argument, NULL, PACKED_LIMIT},
+        {"packed-all", no_argument, NULL, PACKED_ALL},
         {"no-packed", no_argument, NULL, NO_PACKED},
         {"connect", required_argument, NULL, CONNECT},
         {"name", required_argument, NULL, NAME},
@@ -221,6 +227,9 @@ static int parse(struct args *a, int argc, char **argv)
         case PACKED_LIMIT:
             if (!parse_mib(&a->packed_limit_bytes, optarg))
                 return usage("--packed-limit %s: not a number of MiB", optarg);
+            break;
+        case PACKED_ALL:
+            a->packed_all = true;
             break;
         case NO_PACKED:
             a->no_packed = true;
@@ -281,8 +290,8 @@ static int parse(struct args *a, int argc, char **argv)
         return usage("--cache and --cache-limit are for a worker without --model");
     if (!is_endpoint(a->connect))
         return usage("--connect %s: not tcp://HOST:PORT or ipc://PATH", a->connect);
-    if (a->no_packed && (a->packed || a->packed_limit_bytes))
-        return usage("--no-packed goes without --packed and --packed-limit");
+    if (a->no_packed && (a->packed || a->packed_limit_bytes || a->packed_all))
+        return usage("--no-packed goes without --packed, --packed-limit and --packed-all");
     if (a->bind && !is_endpoint(a->bind))
         return usage("--bind %s: not tcp://HOST:PORT or ipc://PATH", a->bind);
     if (a->name && !is_name(a->name))
@@ -334,12 +343,12 @@ static esp_status default_bind(char *out, size_t n_out, char *dir, size_t n_dir,
 
 /**
  * The cache of packed weights; NULL: there is none, for whatever reason. ESPALIER_PACKED stands in for --packed, "off" for
- * --no-packed; for tests "all" has it take weights that are packed as they are stored, too.
+ * --no-packed; "all" for --packed-all.
  */
 static struct esp_packed *open_packed(const struct args *a, const struct esp_log *log)
 {
     const char *env = getenv("ESPALIER_PACKED"), *where = a->packed;
-    const bool all = env && strcmp(env, "all") == 0;
+    const bool all = a->packed_all || (env && strcmp(env, "all") == 0);
     struct esp_packed *packed = NULL;
     char dir[4096];
     struct esp_err err = {0};
@@ -523,9 +532,14 @@ int main(int argc, char **argv)
     if (a.tune)
         return tune(&a, &log);
     if (a.bench) {
-        const struct esp_bench_options o = {
-            .model = a.model, .device = a.device, .memory_bytes = a.memory_bytes, .what = a.bench};
+        struct esp_packed *packed = open_packed(&a, &log);
+        const struct esp_bench_options o = {.model = a.model,
+                                            .device = a.device,
+                                            .memory_bytes = a.memory_bytes,
+                                            .packed = packed,
+                                            .what = a.bench};
         st = esp_bench_run(&o, stdout, &log, &err);
+        esp_packed_destroy(&packed);
         if (st)
             fprintf(stderr, "espalier-worker: %s\n", err.text);
         return st ? 1 : 0;

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "worker/known.h"
@@ -13,9 +14,12 @@
 
 _Static_assert(ESP_PACKED_NAME_BYTES == ESP_STORE_NAME_BYTES, "a store's names");
 
-#define MAGIC   UINT64_C(0x31306b6361707365) /* "espack01": a new number for a new format */
-#define N_LANE  8                            /* sums side by side, as a multiplication takes some cycles */
-#define MAX_SUM ((size_t)1 << 24)            /* units of a file, far above any matrix */
+#define MAGIC      UINT64_C(0x31306b6361707365) /* "espack01": a new number for a new format */
+#define ODD        UINT64_C(0x9e3779b97f4a7c15)
+#define SUM_BYTES  64
+#define AHEAD      4096
+#define SOON_BYTES (UINT64_C(1) << 20) /* asked for in one call: kernels take no more of one, some of them */
+#define MAX_SUM    ((size_t)1 << 24)   /* units of a file, far above any matrix */
 
 /* The end of a file. Of one machine's byte order: another's has another magic. */
 struct trailer {
@@ -43,36 +47,42 @@ struct esp_packed_file {
     uint64_t unit_bytes;
     uint64_t *sum; /* [n_unit] */
     int fd;
+    char *laid; /* where units [laid_unit, laid_unit + n_laid) were laid last; NULL: nowhere */
+    uint32_t laid_unit, n_laid;
+    uint64_t n_asked; /* bytes of these that were asked for, from the first on */
     bool writing;
     struct esp_store_draft draft;
     atomic_int failed; /* errno of a write */
 };
 
+/* xor, then a product by an odd number: one-to-one in the word and in what came before, and words before count in another
+ * way. */
+static inline uint64_t mixed(uint64_t lane, const char *at)
+{
+    uint64_t word;
+
+    memcpy(&word, at, sizeof word);
+    word = (lane ^ word) * ODD;
+    return word ^ word >> 29;
+}
+
 uint64_t esp_packed_sum(const void *data, size_t n_bytes)
 {
-    /* xor, then a product by an odd number: one-to-one in each word, and words before count in another way */
-    static const uint64_t odd = UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t lane[N_LANE], sum = n_bytes, word[N_LANE];
+    uint64_t a = 1, b = 2, c = 3, d = 4, e = 5, f = 6, g = 7,
+             h = 8; /* as a multiplication takes some cycles */
+    uint64_t lane[SUM_BYTES / 8], end[SUM_BYTES / 8] = {0}, sum = n_bytes;
     const char *p = data;
     size_t left = n_bytes;
 
-    for (uint64_t i = 0; i < N_LANE; i++)
-        lane[i] = i + 1;
-    for (; left >= sizeof word; left -= sizeof word, p += sizeof word) {
-        memcpy(word, p, sizeof word);
-        for (int i = 0; i < N_LANE; i++) {
-            lane[i] = (lane[i] ^ word[i]) * odd;
-            lane[i] ^= lane[i] >> 29;
-        }
+    for (; left >= SUM_BYTES; left -= SUM_BYTES, p += SUM_BYTES) {
+        __builtin_prefetch(p + AHEAD); /* processors do not look beyond a page by themselves */
+        a = mixed(a, p), b = mixed(b, p + 8), c = mixed(c, p + 16), d = mixed(d, p + 24);
+        e = mixed(e, p + 32), f = mixed(f, p + 40), g = mixed(g, p + 48), h = mixed(h, p + 56);
     }
-    if (left) {
-        memset(word, 0, sizeof word);
-        memcpy(word, p, left);
-        for (int i = 0; i < N_LANE; i++)
-            lane[i] = (lane[i] ^ word[i]) * odd;
-    }
-    for (int i = 0; i < N_LANE; i++) {
-        sum = (sum ^ lane[i]) * odd;
+    memcpy(lane, (uint64_t[]){a, b, c, d, e, f, g, h}, sizeof lane);
+    memcpy(end, p, left);
+    for (int i = 0; i < SUM_BYTES / 8; i++) {
+        sum = (sum ^ (left ? (lane[i] ^ end[i]) * ODD : lane[i])) * ODD;
         sum ^= sum >> 32;
     }
     return sum;
@@ -261,12 +271,75 @@ esp_status esp_packed_find(struct esp_packed_file **out, struct esp_packed *p,
     return ESP_OK;
 }
 
+static size_t page_bytes(void)
+{
+    const long n = sysconf(_SC_PAGESIZE);
+
+    return n > 0 ? (size_t)n : 4096;
+}
+
+bool esp_packed_lay(struct esp_packed_file *f, uint32_t unit, uint32_t n, void *to)
+{
+    const uint64_t at = unit * f->unit_bytes, n_bytes = n * f->unit_bytes;
+    const size_t page = page_bytes();
+
+    if (n == 0 || at % page || (uintptr_t)to % page ||
+        mmap(to, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, f->fd, (off_t)at) != to)
+        return false;
+    f->laid = to;
+    f->laid_unit = unit;
+    f->n_laid = n;
+    f->n_asked = 0;
+    return true;
+}
+
+void esp_packed_soon(struct esp_packed_file *f, uint32_t unit, uint64_t n_bytes)
+{
+    const uint64_t all = f->n_laid * f->unit_bytes;
+    uint64_t to;
+
+    if (!f->laid || unit < f->laid_unit)
+        return;
+    to = (unit - f->laid_unit) * f->unit_bytes + n_bytes;
+    for (to = to < all ? to : all; f->n_asked < to; f->n_asked += SOON_BYTES) {
+        char *at = f->laid + f->n_asked;
+        unsigned char here = 0;
+
+        if (mincore(at, 1, &here) == 0 && here & 1) /* then so are those behind it, mostly */
+            continue;
+        (void)madvise(at, SOON_BYTES < all - f->n_asked ? SOON_BYTES : all - f->n_asked, MADV_WILLNEED);
+    }
+}
+
+bool esp_packed_is_laid(const struct esp_packed_file *f, uint32_t unit, const void *to)
+{
+    return f->laid && unit >= f->laid_unit && unit - f->laid_unit < f->n_laid &&
+           to == f->laid + (unit - f->laid_unit) * f->unit_bytes;
+}
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+/* Has laid pages in memory before they are touched: what the disk does not give, or a file that became shorter, is an error here
+ * and would be a signal then. */
+static bool populate(const char *at, uint64_t n_bytes)
+{
+    const uintptr_t page = page_bytes(), from = (uintptr_t)at / page * page;
+
+    return madvise((void *)from, (uintptr_t)at + n_bytes - from, MADV_POPULATE_READ) == 0 ||
+           errno == EINVAL; /* before Linux 5.14 */
+}
+
 esp_status esp_packed_read(const struct esp_packed_file *f, uint32_t unit, uint32_t n, void *to,
                            struct esp_err *err)
 {
     char *at = to;
+    const bool read = esp_packed_is_laid(f, unit, to)
+                          ? populate(to, n * f->unit_bytes)
+                          : esp_store_read_at(f->fd, to, n * f->unit_bytes, unit * f->unit_bytes);
 
-    if (!esp_store_read_at(f->fd, to, n * f->unit_bytes, unit * f->unit_bytes))
+    if (!read)
         return esp_fail(err, ESP_E_FORMAT, "%s", errno ? strerror(errno) : "became shorter while read");
     for (uint32_t i = 0; i < n; i++, at += f->unit_bytes)
         if (esp_packed_sum(at, f->unit_bytes) != f->sum[unit + i])
@@ -361,6 +434,7 @@ void esp_packed_close(struct esp_packed_file **file, bool whole)
         }
     } else if (whole) {
         c->used++;
+        c->laid += f->laid != NULL;
         c->used_bytes += f->n_unit * f->unit_bytes;
     }
     file_free(f);

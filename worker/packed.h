@@ -45,6 +45,7 @@ struct esp_known *esp_packed_known(struct esp_packed *packed);
 /** What has come of it since the start. */
 struct esp_packed_count {
     uint64_t used, used_bytes; /* matrices read to their end */
+    uint64_t laid;             /* of these: some of it at least was laid */
     uint64_t kept, kept_bytes; /* written */
     uint64_t damaged;          /* found to be, and removed */
     uint64_t failed;           /* could not be written */
@@ -59,6 +60,19 @@ void esp_packed_count(const struct esp_packed *packed, struct esp_packed_count *
 esp_status esp_packed_find(struct esp_packed_file **out, struct esp_packed *packed,
                            const uint8_t name[ESP_PACKED_NAME_BYTES], uint32_t n_unit, uint64_t unit_bytes,
                            struct esp_err *err);
+/**
+ * Has the file's own pages appear at `to`, where units [unit, unit + n) are to go, instead of what memory is there: nothing
+ * is copied, and processes that do so with one file share it. They are private: what is written there stays there. esp_packed_read
+ * to such places checks and no more.
+ * @param to  of the caller's own mapping, which may be unmapped at any time; up to the end of its last page
+ * Returns whether it was possible: units and pages may not fit.
+ */
+bool esp_packed_lay(struct esp_packed_file *file, uint32_t unit, uint32_t n, void *to);
+/** Of what was laid last: the kernel brings in what is not in memory of the n_bytes from unit `unit` on. A hint; each byte is asked
+ * for once. */
+void esp_packed_soon(struct esp_packed_file *file, uint32_t unit, uint64_t n_bytes);
+/** Whether unit `unit` was laid to `to`. */
+bool esp_packed_is_laid(const struct esp_packed_file *file, uint32_t unit, const void *to);
 /** Units [unit, unit + n) to `to`. Any thread. Errors: ESP_E_FORMAT (damaged: give it up with esp_packed_damaged). */
 esp_status esp_packed_read(const struct esp_packed_file *file, uint32_t unit, uint32_t n, void *to,
                            struct esp_err *err);

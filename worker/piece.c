@@ -156,6 +156,7 @@ static esp_status plan_chunks(struct esp_piece *p, uint64_t max_bytes, struct es
         if ((uint64_t)dims->group_bytes * unit > max_bytes)
             return esp_fail(err, ESP_E_NOMEM, "%s: %u rows pass the device's largest buffer, %.1f MiB", name,
                             8 * unit, (double)max_bytes / (1 << 20));
+        used = (used + ESP_PIECE_ALIGN - 1) / ESP_PIECE_ALIGN * ESP_PIECE_ALIGN;
         if (used && used + (uint64_t)n_group * dims->group_bytes > max_bytes) {
             chunk++;
             used = 0;

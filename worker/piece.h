@@ -13,6 +13,8 @@
 #define ESP_PIECE_VECS    4
 #define ESP_PIECE_CHUNKS  16 /* device buffers */
 #define ESP_PIECE_TENSORS 16
+#define ESP_PIECE_ALIGN                                                                                      \
+    4096 /* where a matrix begins in a buffer: a page, so that a file's can take its place (worker/packed.h) */
 
 /** Pieces are numbered: these three, then the encoder's layers, then the decoder's. */
 enum esp_piece_end { ESP_PIECE_PATCH, ESP_PIECE_PROJECTOR, ESP_PIECE_EMBED, ESP_N_PIECE_END };

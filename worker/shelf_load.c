@@ -117,12 +117,16 @@ struct ahead {
     struct esp_shelf *sh;
     const struct esp_stage_spec *spec;
     uint32_t piece;
+    struct esp_packed_file *from; /* the run's */
+    uint32_t unit;
 };
 
 static void read_beside(void *arg)
 {
     const struct ahead *a = arg;
 
+    if (a->from)
+        esp_packed_soon(a->from, a->unit, READ_AHEAD);
     read_ahead_from(a->sh, a->spec, a->piece);
 }
 
@@ -192,9 +196,9 @@ static esp_status pack_some(struct esp_shelf *sh, const struct esp_stage_spec *s
                             struct budget *b, struct esp_err *err)
 {
     struct esp_held *h = &sh->held[piece];
-    struct ahead ahead = {sh, spec, piece};
     const struct esp_piece_mat *m = &h->plan->mat[h->mat];
     const uint32_t unit = esp_feed_unit(m), most = esp_feed_most(m, h->from || sh->make_up);
+    struct ahead ahead = {sh, spec, piece, h->from, (m->mat.part[h->part].row0 / 8 + h->group) / unit};
     struct esp_feed_run run = {.m = m,
                                .part = h->part,
                                .group = h->group,
@@ -296,11 +300,11 @@ static void rest(struct esp_shelf *sh)
     esp_packed_count(sh->vk->packed, &c);
     if (memcmp(&c, &sh->told, sizeof c) != 0)
         esp_log(sh->vk->log, ESP_LOG_INFO,
-                "packed_weights used=%" PRIu64 " used_mib=%" PRIu64 " kept=%" PRIu64 " kept_mib=%" PRIu64
-                " damaged=%" PRIu64 " failed=%" PRIu64,
-                c.used - sh->told.used, (c.used_bytes - sh->told.used_bytes) >> 20, c.kept - sh->told.kept,
-                (c.kept_bytes - sh->told.kept_bytes) >> 20, c.damaged - sh->told.damaged,
-                c.failed - sh->told.failed);
+                "packed_weights used=%" PRIu64 " used_mib=%" PRIu64 " laid=%" PRIu64 " kept=%" PRIu64
+                " kept_mib=%" PRIu64 " damaged=%" PRIu64 " failed=%" PRIu64,
+                c.used - sh->told.used, (c.used_bytes - sh->told.used_bytes) >> 20, c.laid - sh->told.laid,
+                c.kept - sh->told.kept, (c.kept_bytes - sh->told.kept_bytes) >> 20,
+                c.damaged - sh->told.damaged, c.failed - sh->told.failed);
     sh->told = c;
 }
 

@@ -6,6 +6,7 @@
 #include "worker/vk_cmd.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
+#define OWN_BYTES ((size_t)64 << 10) /* buffers from this size on may have memory of ours */
 
 /* Memory with a catch: needs features that we do not turn on, or is not there all the time. */
 #define ODD_MEMORY                                                                                           \
@@ -55,16 +56,16 @@ static bool pick_kind(uint32_t *out, const struct esp_vk *vk, uint32_t bits, enu
 }
 
 /*
- * On a CPU driver, memory of huge pages for it to use. Its own may be of small ones for good: newer lavapipe takes a file in
- * memory, which MADV_HUGEPAGE does not reach. Faults of small pages take longer than packing what goes into them, and each
- * reading of the weights is slower.
+ * On a CPU driver, memory of ours for it to use: of huge pages, and pages of files may take their place (worker/packed.h). Its own
+ * may be of small ones for good: newer lavapipe takes a file in memory, which MADV_HUGEPAGE does not reach. Faults of small
+ * pages take longer than packing what goes into them.
  */
 static bool own_memory(struct esp_buf *b, const struct esp_vk *vk, uint64_t n_bytes)
 {
     const size_t n = esp_round_up(n_bytes, HUGE_PAGE), room = n + HUGE_PAGE;
     char *at, *from;
 
-    if (!vk->host_align || vk->host_align > HUGE_PAGE || n_bytes < HUGE_PAGE)
+    if (!vk->host_align || vk->host_align > HUGE_PAGE || n_bytes < OWN_BYTES)
         return false;
     at = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED)
@@ -74,7 +75,8 @@ static bool own_memory(struct esp_buf *b, const struct esp_vk *vk, uint64_t n_by
         munmap(at, (size_t)(from - at));
     if (from + n < at + room)
         munmap(from + n, (size_t)(at + room - (from + n)));
-    (void)madvise(from, n, MADV_HUGEPAGE); /* a hint, no more */
+    if (n_bytes >= HUGE_PAGE)
+        (void)madvise(from, n, MADV_HUGEPAGE); /* a hint, no more */
     b->own = from;
     b->n_own = n;
     return true;

@@ -7,10 +7,11 @@
  * cat touches no memory but the page cache. In a virtual machine whose host takes free memory back, each page of fresh memory
  * costs a fault of the host, microseconds for 4 KiB, and that is most of what copying and loading take.
  *
- * Usage: bench-load [--cold] [--turns N] [--device D] [--weights T] [--packed DIR] MODEL_DIR
+ * Usage: bench-load [--cold] [--turns N] [--device D] [--weights T] [--packed DIR [--all]] MODEL_DIR
  *   --cold     drops the files from the page cache before each of the three
  *   --weights  what the device holds: stored (the default), bf16, f16, f32, q8, q4
- *   --packed   keeps quantised matrices there: the first turn quantises, the others read them
+ *   --packed   keeps quantised matrices there: the first turn quantises, the others have them
+ *   --all      there, matrices that are not quantised, too
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -161,6 +162,18 @@ static void drop_files(const glob_t *files)
     }
 }
 
+static void drop_packed(const char *dir)
+{
+    char pattern[4096];
+    glob_t files;
+
+    snprintf(pattern, sizeof pattern, "%s/[0-9a-f][0-9a-f]/*", dir);
+    if (glob(pattern, 0, NULL, &files) != 0)
+        return; /* none yet */
+    drop_files(&files);
+    globfree(&files);
+}
+
 /* ---- loading ---- */
 
 static void time_load(struct turn *t, struct esp_vk *vk, const char *dir, enum esp_wtype weights)
@@ -233,15 +246,18 @@ static void print(const char *name, const struct turn *t, double gb)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"cold", no_argument, NULL, 'c'},         {"turns", required_argument, NULL, 't'},
-        {"device", required_argument, NULL, 'd'}, {"weights", required_argument, NULL, 'w'},
-        {"packed", required_argument, NULL, 'p'}, {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"cold", no_argument, NULL, 'c'},
+                                            {"turns", required_argument, NULL, 't'},
+                                            {"device", required_argument, NULL, 'd'},
+                                            {"weights", required_argument, NULL, 'w'},
+                                            {"packed", required_argument, NULL, 'p'},
+                                            {"all", no_argument, NULL, 'a'},
+                                            {NULL, 0, NULL, 0}};
     struct turn turn[MAX_TURNS], m;
     const char *device = NULL, *packed = NULL;
     enum esp_wtype weights = ESP_W_STORED;
     char pattern[4096], name[16];
-    bool cold = false;
+    bool cold = false, all = false;
     int c, n = 5;
     uint64_t n_bytes = 0;
     struct esp_err err = {0};
@@ -260,13 +276,15 @@ int main(int argc, char **argv)
             device = optarg;
         else if (c == 'p')
             packed = optarg;
+        else if (c == 'a')
+            all = true;
         else if (c != 'w' || !esp_wtype_parse(&weights, optarg))
             return 2;
     }
     if (optind + 1 != argc || n < 1 || n > MAX_TURNS) {
         fprintf(stderr,
-                "usage: bench-load [--cold] [--turns 1..%d] [--device D] [--weights T] [--packed DIR] "
-                "MODEL_DIR\n",
+                "usage: bench-load [--cold] [--turns 1..%d] [--device D] [--weights T] [--packed DIR "
+                "[--all]] MODEL_DIR\n",
                 MAX_TURNS);
         return 2;
     }
@@ -283,7 +301,7 @@ int main(int argc, char **argv)
     log.level = ESP_LOG_WARN;
     esp_must(esp_vk_open(&vk, device, NULL, &log, &err), &err);
     if (packed)
-        esp_must(esp_packed_open(&vk->packed, packed, 0, false, &log, &err), &err);
+        esp_must(esp_packed_open(&vk->packed, packed, 0, all, &log, &err), &err);
     printf("%.2f GB, %s, %s, %u threads, %s\n", gb, esp_vk_report(vk)->name, esp_vk_report(vk)->driver,
            esp_pool_cores(), cold ? "files not in memory" : "files in memory");
     printf("turn     cat                             copy                            load                    "
@@ -303,8 +321,11 @@ int main(int argc, char **argv)
         cpu = cpu_seconds(RUSAGE_SELF);
         turn[i].copy = time_copy(&files, n_bytes);
         turn[i].copy_cpu = cpu_seconds(RUSAGE_SELF) - cpu;
-        if (cold)
+        if (cold) {
             drop_files(&files);
+            if (packed)
+                drop_packed(packed);
+        }
         cpu = cpu_seconds(RUSAGE_SELF);
         time_load(&turn[i], vk, argv[optind], weights);
         turn[i].load_cpu = cpu_seconds(RUSAGE_SELF) - cpu;

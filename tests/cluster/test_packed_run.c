@@ -71,9 +71,9 @@ static char *answer(struct cached *sum, const char *label)
         uint64_t mib;
 
         if (sscanf(p,
-                   "packed_weights used=%" SCNu64 " used_mib=%" SCNu64 " kept=%" SCNu64 " kept_mib=%" SCNu64
-                   " damaged=%" SCNu64 " failed=%" SCNu64,
-                   &one.used, &mib, &one.kept, &mib, &one.damaged, &one.failed) != 6)
+                   "packed_weights used=%" SCNu64 " used_mib=%" SCNu64 " laid=%" SCNu64 " kept=%" SCNu64
+                   " kept_mib=%" SCNu64 " damaged=%" SCNu64 " failed=%" SCNu64,
+                   &one.used, &mib, &mib, &one.kept, &mib, &one.damaged, &one.failed) != 7)
             fail_msg("%s: %.200s", label, p);
         sum->used += one.used;
         sum->kept += one.kept;

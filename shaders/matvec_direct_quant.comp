@@ -15,8 +15,6 @@
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_basic : require
-#extension GL_KHR_shader_subgroup_ballot : require
-#extension GL_KHR_shader_subgroup_shuffle : require
 #include "mem.glsl"
 #include "direct.glsl"
 #include "math.glsl"
@@ -132,16 +130,16 @@ void main()
             round += BLOCKS;
         } while (round < n_block);
         [[unroll]] for (uint r = 0; r < AT_ONCE; r++) {
-            if (row + r >= last)
-                continue;
-            if (EPI == ESP_EPI_GEGLU) {
-                [[unroll]] for (uint j = 0; j < GROUPS; j += 2)
-                    if (g + j < p.n_group && fits((g + j) / 2))
-                        put(row + r, (g + j) / 2, lane, esp_gelu(sum[r][j]) * sum[r][j + 1]);
-            } else {
-                [[unroll]] for (uint j = 0; j < GROUPS; j++)
-                    if (g + j < p.n_group && fits(g + j))
-                        finish(row + r, g + j, lane, sum[r][j]);
+            if (row + r < last) {
+                if (EPI == ESP_EPI_GEGLU) {
+                    [[unroll]] for (uint j = 0; j < GROUPS; j += 2)
+                        if (g + j < p.n_group && fits((g + j) / 2))
+                            put(row + r, (g + j) / 2, lane, esp_gelu(sum[r][j]) * sum[r][j + 1]);
+                } else {
+                    [[unroll]] for (uint j = 0; j < GROUPS; j++)
+                        if (g + j < p.n_group && fits(g + j))
+                            finish(row + r, g + j, lane, sum[r][j]);
+                }
             }
         }
         row += AT_ONCE;

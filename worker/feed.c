@@ -217,14 +217,24 @@ static esp_status pack_item(void *arg, uint32_t item, uint32_t thread, struct es
 }
 
 /* Where the device's memory is ours, a part's pages can be those of the file that has it. */
-static void lay_part(const struct esp_feed_run *r, void *to)
+static esp_status lay_part(const struct esp_feed_run *r, void *to, struct esp_err *err)
 {
     const struct esp_mat *m = &r->m->mat;
-    const uint32_t unit = esp_feed_unit(r->m);
+    const uint32_t unit = esp_feed_unit(r->m), row0 = m->part[r->part].row0, n_row = m->part[r->part].n_row;
+    esp_status st;
 
-    if (r->to->own)
-        (void)esp_packed_lay(r->from, m->part[r->part].row0 / 8 / unit, m->part[r->part].n_row / 8 / unit,
-                             to);
+    if (!r->from || r->group > 0 || !r->to->own)
+        return ESP_OK;
+    st = esp_packed_lay(r->from, row0 / 8 / unit, n_row / 8 / unit, to, err);
+    return st == ESP_E_UNSUPPORTED ? ESP_OK : st; /* then it is read */
+}
+
+/* A run failed whose file may be damaged: what it was to bring can be packed to where it belongs. */
+static esp_status give_up_file(const struct esp_feed_run *r, void *to, struct esp_err *err)
+{
+    const uint32_t unit = (r->m->mat.part[r->part].row0 / 8 + r->group) / esp_feed_unit(r->m);
+
+    return esp_packed_is_laid(r->from, unit, to) ? esp_packed_unlay(r->from, unit, err) : ESP_OK;
 }
 
 static void nothing(void *arg)
@@ -265,11 +275,12 @@ esp_status esp_feed_pack(struct esp_feed *f, const struct esp_feed_run *run, boo
                             (uint64_t)m->mat.part[r.part].at * 16 + (uint64_t)r.group * group_bytes,
                             (uint64_t)r.n_group * group_bytes, err);
     if (!st) {
-        if (r.from && r.group == 0)
-            lay_part(&r, to);
         f->to = to;
+        st = lay_part(&r, to, err);
+    }
+    if (!st) {
         st = esp_pool_run(f->pool, pack_item, f, 1 + (r.n_group + f->item_groups - 1) / f->item_groups, err);
-        *damaged = st && r.from;
+        *damaged = st && r.from && !give_up_file(&r, to, NULL);
     }
     f->run = NULL;
     return st ? st : esp_upload_commit(&f->up, err);

@@ -282,6 +282,8 @@ static int parse(struct args *a, int argc, char **argv)
         return usage("--json goes with --list-devices");
     if (a->tune)
         return -1;
+    if (a->no_packed && (a->packed || a->packed_limit_bytes || a->packed_all))
+        return usage("--no-packed goes without --packed, --packed-limit and --packed-all");
     if (a->bench)
         return a->model ? -1 : usage("--bench needs --model");
     if (!a->connect)
@@ -290,8 +292,6 @@ static int parse(struct args *a, int argc, char **argv)
         return usage("--cache and --cache-limit are for a worker without --model");
     if (!is_endpoint(a->connect))
         return usage("--connect %s: not tcp://HOST:PORT or ipc://PATH", a->connect);
-    if (a->no_packed && (a->packed || a->packed_limit_bytes || a->packed_all))
-        return usage("--no-packed goes without --packed, --packed-limit and --packed-all");
     if (a->bind && !is_endpoint(a->bind))
         return usage("--bind %s: not tcp://HOST:PORT or ipc://PATH", a->bind);
     if (a->name && !is_name(a->name))
@@ -532,7 +532,8 @@ int main(int argc, char **argv)
     if (a.tune)
         return tune(&a, &log);
     if (a.bench) {
-        struct esp_packed *packed = open_packed(&a, &log);
+        const bool cached = a.packed || a.packed_all || getenv("ESPALIER_PACKED"); /* if somebody asks */
+        struct esp_packed *packed = cached ? open_packed(&a, &log) : NULL;
         const struct esp_bench_options o = {.model = a.model,
                                             .device = a.device,
                                             .memory_bytes = a.memory_bytes,

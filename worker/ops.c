@@ -193,6 +193,10 @@ static uint32_t matvec_lanes(const struct esp_vk *vk, const struct esp_mat *w, b
     return lanes;
 }
 
+/* matvec_direct_quant.comp sums 32 products in an int, of q4 with fields up to bit 12. */
+_Static_assert(32LL * 255 * ESP_FIXED_MOST_Q8 < 1LL << 31, "q8's integers");
+_Static_assert(32LL * (15 << 8) * ESP_FIXED_MOST_Q4 < 1LL << 31, "q4's integers");
+
 /* How a product is served: kernel, specialization, tile. */
 struct product {
     const struct esp_kernel_code *code;

@@ -278,19 +278,50 @@ static size_t page_bytes(void)
     return n > 0 ? (size_t)n : 4096;
 }
 
-bool esp_packed_lay(struct esp_packed_file *f, uint32_t unit, uint32_t n, void *to)
+static esp_status fresh(void *to, uint64_t n_bytes, struct esp_err *err)
+{
+    if (mmap(to, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == to)
+        return ESP_OK;
+    return esp_fail(err, ESP_E_NOMEM, "memory of weights: %s", strerror(errno));
+}
+
+esp_status esp_packed_lay(struct esp_packed_file *f, uint32_t unit, uint32_t n, void *to, struct esp_err *err)
 {
     const uint64_t at = unit * f->unit_bytes, n_bytes = n * f->unit_bytes;
     const size_t page = page_bytes();
+    esp_status st;
 
-    if (n == 0 || at % page || (uintptr_t)to % page ||
-        mmap(to, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, f->fd, (off_t)at) != to)
-        return false;
+    if (n == 0 || at % page || (uintptr_t)to % page)
+        return esp_fail(err, ESP_E_UNSUPPORTED, "units that do not begin at a page");
+    if (mmap(to, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, f->fd, (off_t)at) != to) {
+        const int e = errno;
+        st = fresh(to, n_bytes, err); /* what was there may be gone */
+        return st ? st : esp_fail(err, ESP_E_UNSUPPORTED, "%s", strerror(e));
+    }
     f->laid = to;
     f->laid_unit = unit;
     f->n_laid = n;
     f->n_asked = 0;
-    return true;
+    return ESP_OK;
+}
+
+esp_status esp_packed_unlay(struct esp_packed_file *f, uint32_t unit, struct esp_err *err)
+{
+    const size_t page = page_bytes();
+    char *from = f->laid + (unit - f->laid_unit) * f->unit_bytes, *end = f->laid + f->n_laid * f->unit_bytes;
+    const size_t n_before = (uintptr_t)from % page;
+    char *before = malloc(page);
+    esp_status st;
+
+    if (!before)
+        return esp_fail(err, ESP_E_NOMEM, "a page of weights");
+    memcpy(before, from - n_before, n_before);
+    f->n_laid = unit - f->laid_unit;
+    st = fresh(from - n_before, (uint64_t)(end - from) + n_before, err);
+    if (!st)
+        memcpy(from - n_before, before, n_before);
+    free(before);
+    return st;
 }
 
 void esp_packed_soon(struct esp_packed_file *f, uint32_t unit, uint64_t n_bytes)
@@ -321,14 +352,16 @@ bool esp_packed_is_laid(const struct esp_packed_file *f, uint32_t unit, const vo
 #define MADV_POPULATE_READ 22
 #endif
 
-/* Has laid pages in memory before they are touched: what the disk does not give, or a file that became shorter, is an error here
- * and would be a signal then. */
+/*
+ * Has laid pages in memory before they are touched: what the disk does not give, or a file that became shorter, is an error here
+ * and would be a signal then. Kernels that cannot say (before 5.14), or not now, are believed.
+ */
 static bool populate(const char *at, uint64_t n_bytes)
 {
     const uintptr_t page = page_bytes(), from = (uintptr_t)at / page * page;
 
     return madvise((void *)from, (uintptr_t)at + n_bytes - from, MADV_POPULATE_READ) == 0 ||
-           errno == EINVAL; /* before Linux 5.14 */
+           (errno != EFAULT && errno != EIO && errno != EHWPOISON);
 }
 
 esp_status esp_packed_read(const struct esp_packed_file *f, uint32_t unit, uint32_t n, void *to,

@@ -1,9 +1,10 @@
 /**
- * Packed matrices on disk, where packing takes longer than reading: quantised ones. A file is named by all that its bytes
+ * Packed matrices on disk: quantised ones, for that takes longer than reading, and others where files serve as the device's
+ * memory. A file is named by all that its bytes
  * follow from (worker/packed_key.h), so it is right for whoever asks for that name, and never out of date.
  *
  * A file is a matrix's packed bytes in units, as devices have them, then a sum of each unit, then what the file is and a sum
- * of that. Each unit is held against its sum when it is read; what is damaged, or no such file, is removed, and
+ * of that. Each unit is held against its sum when it is read or laid; what is damaged, or no such file, is removed, and
  * packed again. The sums find what a disk or a power cut did, not what somebody meant: the directory is the user's own.
  *
  * One thread, but where said.
@@ -28,7 +29,7 @@ struct esp_packed_file;
 /**
  * @param dir          made if it is missing
  * @param limit_bytes  of all files: those that were not used for the longest time go first, those of this process never
- * @param all          matrices that are packed as they are stored, too: for tests
+ * @param all          matrices that are packed as they are stored, too
  * @param log          borrowed until destroy
  * Errors: ESP_E_IO (it cannot be made or written to), ESP_E_NOMEM.
  */
@@ -64,10 +65,17 @@ esp_status esp_packed_find(struct esp_packed_file **out, struct esp_packed *pack
  * Has the file's own pages appear at `to`, where units [unit, unit + n) are to go, instead of what memory is there: nothing
  * is copied, and processes that do so with one file share it. They are private: what is written there stays there. esp_packed_read
  * to such places checks and no more.
- * @param to  of the caller's own mapping, which may be unmapped at any time; up to the end of its last page
- * Returns whether it was possible: units and pages may not fit.
+ * @param to  of the caller's own anonymous mapping, which may be unmapped at any time; up to the end of its last page
+ * Errors: ESP_E_UNSUPPORTED (units and pages do not fit, or the system refuses: `to` is fresh memory as before), ESP_E_NOMEM (and now
+ * there is no memory).
  */
-bool esp_packed_lay(struct esp_packed_file *file, uint32_t unit, uint32_t n, void *to);
+esp_status esp_packed_lay(struct esp_packed_file *file, uint32_t unit, uint32_t n, void *to,
+                          struct esp_err *err);
+/**
+ * Fresh memory again in place of what was laid last, from unit `unit` on; what lies before stays. For a file that turned out
+ * damaged: to write to a page that cannot be read would be a signal. Errors: ESP_E_NOMEM (there is no memory now).
+ */
+esp_status esp_packed_unlay(struct esp_packed_file *file, uint32_t unit, struct esp_err *err);
 /** Of what was laid last: the kernel brings in what is not in memory of the n_bytes from unit `unit` on. A hint; each byte is asked
  * for once. */
 void esp_packed_soon(struct esp_packed_file *file, uint32_t unit, uint64_t n_bytes);

@@ -262,6 +262,19 @@ struct esp_profile *esp_stage_profile(const struct esp_stage *s)
     return s->space.profile;
 }
 
+/* Whether a product of a few rows is one of integers (worker/ops.c): by what the matrices are held as, stored or asked for. */
+static bool rounds_few(const struct esp_stage *s)
+{
+    bool quantised = (s->spec.embed || s->spec.head) && esp_wtype_quantised(s->weights.embed.wtype);
+
+    for (uint32_t i = 0; i < s->spec.dec_hi - s->spec.dec_lo; i++) {
+        const struct esp_dec_layer *l = &s->weights.dec[i];
+        quantised = quantised || esp_wtype_quantised(l->qkv.wtype) || esp_wtype_quantised(l->o.wtype) ||
+                    esp_wtype_quantised(l->gate_up.wtype) || esp_wtype_quantised(l->down.wtype);
+    }
+    return s->vk->cls == ESP_VK_DIRECT && quantised;
+}
+
 void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
 {
     memset(out, 0, sizeof *out);
@@ -270,7 +283,7 @@ void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
     out->scratch_bytes = s->scratch_bytes;
     out->loaded_bytes = s->weights.read_bytes;
     out->block_tokens = ESP_KV_BLOCK;
-    out->few_rounded = s->vk->cls == ESP_VK_DIRECT && esp_wtype_quantised(s->spec.weights);
+    out->few_rounded = rounds_few(s);
     if (s->kv) {
         out->kv_blocks = esp_kv_n_blocks(s->kv);
         out->kv_used_blocks = esp_kv_used_blocks(s->kv);

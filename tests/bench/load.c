@@ -1,7 +1,7 @@
 /*
- * bench-load: how long a worker takes from a checkpoint's files to a stage of all its layers that is ready, beside what
- * nobody can be faster than: `cat` of the same files to /dev/null, and copying them into fresh memory of huge pages on as many
- * cores (on a CPU driver the device's memory is that). The three take turns; the table has every turn, then medians, then
+ * bench-load: how long a worker takes from a checkpoint's files to a stage of all its layers that is ready, beside
+ * `cat` of the same files to /dev/null, and copying them into fresh memory of huge pages on as many cores (on a CPU driver the
+ * device's memory is that). The three take turns; the table has every turn, then medians, then
  * the shares of both rates that loading reaches.
  *
  * cat touches no memory but the page cache. In a virtual machine whose host takes free memory back, each page of fresh memory
@@ -281,7 +281,7 @@ int main(int argc, char **argv)
         else if (c != 'w' || !esp_wtype_parse(&weights, optarg))
             return 2;
     }
-    if (optind + 1 != argc || n < 1 || n > MAX_TURNS) {
+    if (optind + 1 != argc || n < 1 || n > MAX_TURNS || (all && !packed)) {
         fprintf(stderr,
                 "usage: bench-load [--cold] [--turns 1..%d] [--device D] [--weights T] [--packed DIR "
                 "[--all]] MODEL_DIR\n",

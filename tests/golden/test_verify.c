@@ -5,13 +5,16 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
+#include "cli/command.h"
 #include "tests/support/chain.h"
+#include "tests/support/temp.h"
 #include "worker/stage_state.h"
 #include "worker/verify.h"
 #include "worker/vk_cmd.h"
@@ -180,6 +183,42 @@ static void test_weight_types(void **state)
     }
 }
 
+/* Quantised ahead: nobody names a type, and the limits are those of what there is. */
+static void test_quantised_ahead(void **state)
+{
+    static const char *const types[] = {"q8", "q4"};
+
+    for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+        char dir[64], out[80];
+        char *argv[] = {(char[]){"quantize"},
+                        (char[]){"--model"},
+                        (char[]){"tests/golden/data/tiny"},
+                        (char[]){"--out"},
+                        out,
+                        (char[]){"--weights"},
+                        (char *)(uintptr_t)types[t],
+                        NULL};
+        struct esp_checkpoint *ck;
+        struct esp_chain chain;
+        struct esp_err err;
+        uint32_t n_enc, n_dec;
+        double worst = 0;
+
+        assert_int_equal(esp_temp_make(dir, sizeof dir), 0);
+        snprintf(out, sizeof out, "%s/made", dir);
+        assert_int_equal(esp_command_quantize(7, argv), 0);
+        esp_must(esp_checkpoint_open(&ck, out, &err), &err);
+        n_enc = esp_checkpoint_config(ck)->vision.n_layer;
+        n_dec = esp_checkpoint_config(ck)->text.n_layer;
+        esp_chain_open(&chain, vk, ck, 1, &n_enc, &n_dec, MAX_ROWS);
+        check_chain(&chain, &worst);
+        print_message("tiny, quantised to %s ahead: worst error %.2g\n", types[t], worst);
+        esp_chain_close(&chain);
+        esp_checkpoint_destroy(&ck);
+        assert_int_equal(esp_temp_remove(dir), 0);
+    }
+}
+
 /* 16 bytes of a matrix on the device. */
 static void damage(struct esp_stage *s, const struct esp_mat *mat, uint32_t word)
 {
@@ -326,8 +365,9 @@ static void test_stop(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_splits),  cmocka_unit_test(test_weight_types), cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_no_room), cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_splits),          cmocka_unit_test(test_weight_types),
+        cmocka_unit_test(test_quantised_ahead), cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_no_room),         cmocka_unit_test(test_stop),
     };
     int failed;
 

@@ -347,6 +347,52 @@ static uint32_t run_cases(const struct product_case *list, size_t n, enum esp_wt
     return n_bad;
 }
 
+/* Rows of which one element is no finite number, between rows of numbers: all of what comes of them is none, and none of the
+ * others. */
+static void test_no_numbers(void **state)
+{
+    static const enum esp_wtype types[] = {ESP_W_STORED, ESP_W_Q8, ESP_W_Q4};
+    const uint32_t n = 144, k = 304, rows = 4;
+
+    for (size_t i = 0; i < 2 * sizeof types / sizeof types[0]; i++) {
+        struct esp_pack_spec spec = {.n_part = 1, .want = types[i / 2], .cls = esp_rig.vk->cls};
+        struct esp_matmul_how how = {.few = i % 2 ? 2 : 0, .count = ESP_COUNT_ROWS};
+        float *x = esp_rig_alloc((size_t)rows * k, sizeof *x),
+              *y = esp_rig_alloc((size_t)rows * n, sizeof *y);
+        struct esp_weights_made w;
+        struct esp_rows rx, ry;
+        struct esp_rand r;
+        struct esp_mat m;
+
+        esp_rand_init(&r, 77);
+        esp_rand_fill(&r, x, (size_t)rows * k, 1);
+        x[1 * k + 37] = NAN;
+        x[3 * k + k - 1] = -INFINITY;
+        esp_weights_make(&w, &r, ESP_BF16, n, k, 0.1);
+        spec.part[0].tensor = &w.tensor;
+        esp_rig_begin(rows, 0, 0);
+        rx = esp_rig_rows(rows, k, x);
+        ry = esp_rig_rows(rows, n, NULL);
+        m = esp_rig_mat(&spec, 1, 1);
+        esp_rig_ready();
+        esp_op_matmul(&esp_rig.rec, ry, rx, &m, &how);
+        esp_rig.batch.count[ESP_COUNT_ROWS] = rows;
+        esp_rig_run();
+        for (uint32_t t = 0; t < rows; t++) /* the padding is no number either */
+            memcpy(y + (size_t)t * n, esp_rig.act.at + ((size_t)ry.at + (size_t)t * ry.stride) * 4,
+                   n * sizeof *y);
+        esp_rig_end();
+        for (uint32_t t = 0; t < rows; t++)
+            for (uint32_t c = 0; c < n; c++)
+                if ((isfinite(y[t * n + c]) != 0) != (t % 2 == 0))
+                    fail_msg("%s, few=%u: row %u column %u is %g", esp_wtype_name(types[i / 2]), how.few, t,
+                             c, (double)y[t * n + c]);
+        esp_weights_free(&w);
+        free(x);
+        free(y);
+    }
+}
+
 static void test_products(void **state)
 {
     assert_int_equal(run_cases(cases, sizeof cases / sizeof cases[0], ESP_W_STORED), 0);
@@ -365,6 +411,6 @@ static void test_q4(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_products), cmocka_unit_test(test_q8),
-                                       cmocka_unit_test(test_q4)};
+                                       cmocka_unit_test(test_q4), cmocka_unit_test(test_no_numbers)};
     return esp_rig_main("matmul", tests, sizeof tests / sizeof tests[0]);
 }

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "coordinator/hash_file.h"
@@ -20,9 +19,6 @@
 
 #define MAX_CONFIG_BYTES ((size_t)1 << 20)
 #define MAX_CHUNKS       (1u << 20) /* what a worker takes */
-#ifndef MADV_POPULATE_READ          /* Linux 5.14 */
-#define MADV_POPULATE_READ 22
-#endif
 
 /* ---- what there is ---- */
 
@@ -75,14 +71,14 @@ struct esp_supply {
  */
 static bool bring_in(const void *data, size_t n_bytes, char *why, size_t n_why)
 {
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)data / page * page;
-    const uintptr_t to = esp_round_up((uintptr_t)data + n_bytes, page);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     const volatile char *p = data;
+    const int e = esp_file_populate(data, n_bytes);
 
-    if (madvise((void *)from, to - from, MADV_POPULATE_READ) == 0)
+    if (e == 0)
         return true;
-    if (errno != EINVAL && errno != EAGAIN) {
-        snprintf(why, n_why, "%s", strerror(errno));
+    if (e != EINVAL && e != EAGAIN) {
+        snprintf(why, n_why, "%s", strerror(e));
         return false;
     }
     for (size_t i = 0; i < n_bytes; i += page)

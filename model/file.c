@@ -9,6 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_READ /* Linux 5.14 */
+#define MADV_POPULATE_READ 22
+#endif
+
 static int64_t ns(const struct timespec *t)
 {
     return (int64_t)t->tv_sec * 1000000000 + t->tv_nsec;
@@ -114,6 +118,13 @@ esp_status esp_file_map(const void **out, size_t *n_bytes, struct esp_file_id *i
     *out = data;
     *n_bytes = n_file;
     return st;
+}
+
+int esp_file_populate(const void *data, size_t n_bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)data / page * page;
+
+    return madvise((void *)from, (uintptr_t)data + n_bytes - from, MADV_POPULATE_READ) == 0 ? 0 : errno;
 }
 
 void esp_file_unmap(const void *data, size_t n_bytes)

@@ -34,6 +34,12 @@ struct esp_file_id {
 esp_status esp_file_map(const void **out, size_t *n_bytes, struct esp_file_id *id, const char *path,
                         struct esp_err *err);
 
+/**
+ * Has the pages of mapped bytes in memory before anyone touches them: what a disk cannot deliver, or a file that became
+ * shorter, is an errno here and a SIGBUS later. 0, or the kernel's errno: EINVAL before Linux 5.14, EAGAIN if not now.
+ */
+int esp_file_populate(const void *data, size_t n_bytes);
+
 /** Tolerates NULL. */
 void esp_file_unmap(const void *data, size_t n_bytes);
 

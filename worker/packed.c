@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "model/file.h"
 #include "worker/known.h"
 #include "worker/store.h"
 
@@ -348,20 +349,12 @@ bool esp_packed_is_laid(const struct esp_packed_file *f, uint32_t unit, const vo
            to == f->laid + (unit - f->laid_unit) * f->unit_bytes;
 }
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-
-/*
- * Has laid pages in memory before they are touched: what the disk does not give, or a file that became shorter, is an error here
- * and would be a signal then. Kernels that cannot say (before 5.14), or not now, are believed.
- */
-static bool populate(const char *at, uint64_t n_bytes)
+/* Of laid pages. Kernels that cannot say, or not now, are believed. */
+static bool is_readable(const char *at, uint64_t n_bytes)
 {
-    const uintptr_t page = page_bytes(), from = (uintptr_t)at / page * page;
+    const int e = esp_file_populate(at, n_bytes);
 
-    return madvise((void *)from, (uintptr_t)at + n_bytes - from, MADV_POPULATE_READ) == 0 ||
-           (errno != EFAULT && errno != EIO && errno != EHWPOISON);
+    return e != EFAULT && e != EIO && e != EHWPOISON;
 }
 
 esp_status esp_packed_read(const struct esp_packed_file *f, uint32_t unit, uint32_t n, void *to,
@@ -369,7 +362,7 @@ esp_status esp_packed_read(const struct esp_packed_file *f, uint32_t unit, uint3
 {
     char *at = to;
     const bool read = esp_packed_is_laid(f, unit, to)
-                          ? populate(to, n * f->unit_bytes)
+                          ? is_readable(to, n * f->unit_bytes)
                           : esp_store_read_at(f->fd, to, n * f->unit_bytes, unit * f->unit_bytes);
 
     if (!read)

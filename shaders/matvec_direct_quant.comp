@@ -1,5 +1,5 @@
 // y = epilogue(x W^T + b) for a few rows and quantised weights, on CPU drivers of the direct class: decode and logits.
-// Reference: model/reference.c esp_ref_matmul on the weights of model/quant.h, and on x as row_fixed.comp rounds it.
+// Reference: model/reference.c esp_ref_matmul on the weights of model/quant.h, and on x as fixed.glsl rounds it.
 //   sum_k w x = sum over blocks of d * unit * (sum_k q a - z * sum_k a)
 // A row's bits do not depend on ROWS or on the rows beside it: sums within a block are exact, and blocks rise.
 //
@@ -10,11 +10,14 @@
 //
 // A round of a loop costs as much as a fourth of a block, for all that changes in it goes through masks and memory: so
 // it is of two blocks, or of several rows. A block's words are at constants from one address, which is told once.
+// With SPLIT it does half of a norm beside (ESP_SPLIT_* in push.h); with MOST it leaves integers where another such product will
+// read: what comes out of GEGLU, and z.
 // Grid: x = groups / 8, y = rows / ROWS.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_shader_subgroup_ballot : require
 #include "mem.glsl"
 #include "direct.glsl"
 #include "math.glsl"
@@ -22,10 +25,14 @@
 layout(local_size_x = 8) in; // one subgroup
 layout(constant_id = 0) const uint EPI = ESP_EPI_NONE;
 layout(constant_id = 1) const uint ROWS = 1; // 1, 2, 4 or 8
+layout(constant_id = 2) const uint SPLIT = ESP_SPLIT_NONE;
+layout(constant_id = 3) const uint MOST = 0; // of the integers that it leaves; 0: floats
 ESP_PUSH(esp_push_matmul);
 #include "weights.glsl"
 #include "epilogue.glsl"
 #include "fixed.glsl"
+#include "squares.glsl"
+#include "begin_fixed.glsl"
 
 const uint GROUPS = 8;
 const uint STREAMS = GROUPS / PANEL; // panels
@@ -36,9 +43,9 @@ const uint BLOCKS = PANEL == 8 && ROWS == 1 ? 2 : 1; // a round
 // whether one instruction more would make the round longer, as it reckons. Instructions that do nothing tip that; so many
 // do with LLVM 21 and its model of Sapphire Rapids. Elsewhere they are a thousandth of the work.
 #if defined(ESP_W_Q4)
-const uint IDLE = ROWS == 1 ? (EPI == ESP_EPI_GEGLU ? 1 : 3) : (EPI == ESP_EPI_GEGLU ? 0 : 1);
+const uint IDLE = SPLIT != ESP_SPLIT_NONE ? 0 : (EPI == ESP_EPI_GEGLU && ROWS > 1 ? 3 : 1);
 #else
-const uint IDLE = EPI == ESP_EPI_GEGLU ? 0 : 1;
+const uint IDLE = SPLIT == ESP_SPLIT_BEGIN ? 2 : 1;
 #endif
 
 struct Block {
@@ -46,7 +53,14 @@ struct Block {
 };
 layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer esp_blocks { Block at[]; };
 
-// Field j of a word, at most 15 bits, as it counts: q * 2^up(j). Three shifts are saved where fields stay in place.
+// Of a pair of x, either.
+int half_of(const uint pair, const uint upper)
+{
+    return upper > 0 ? int(pair) >> 16 : int(pair) << 16 >> 16;
+}
+
+// Field j of a word, at most 15 bits, as it counts: q * 2^up(j). Three shifts are saved where fields stay in place. The last of q4
+// comes with the one below it, whose sum is taken off theirs: that saves a mask.
 #if defined(ESP_W_Q4)
 uint up(const uint j)
 {
@@ -55,7 +69,7 @@ uint up(const uint j)
 
 int field(const uint word, const uint j)
 {
-    return int((word >> (j / 3 * 12)) & (15u << up(j)));
+    return int(j == 7 ? word >> 24 : (word >> (j / 3 * 12)) & (15u << up(j)));
 }
 #else
 uint up(const uint j)
@@ -68,6 +82,52 @@ int field(const uint word, const uint j)
     return int((word >> (8 * j)) & 255u);
 }
 #endif
+
+// 1 / rms of a row: the sum of what its 64 columns each left.
+float inv_rms(const uint row)
+{
+    const uint n = (p.k4 + 15) / 16;
+    esp_eights squares = esp_eights(texels_on(p.act, p.squares_at + row * p.squares_stride));
+    float sum = 0.0;
+    uint i = 0;
+    do {
+        const Eight e = squares.at[i / 8];
+        sum += i + gl_SubgroupInvocationID < n ? uintBitsToFloat(of_lane(e.a, e.b)) : 0.0;
+        i += 8;
+    } while (i < n);
+    return 1.0 / sqrt(total(sum) / float(p.width) + p.eps);
+}
+
+// What becomes of a row's sums, of groups from g on.
+void leave(const uint row, const uint g, const uint lane, const float sum[GROUPS])
+{
+    const float by = SPLIT == ESP_SPLIT_END ? inv_rms(row) : 1.0;
+    float v[GROUPS];
+    if (EPI == ESP_EPI_GEGLU) {
+        [[unroll]] for (uint j = 0; j < GROUPS / 2; j++)
+            v[j] = g + 2 * j < p.n_group ? esp_gelu(sum[2 * j] * by) * (sum[2 * j + 1] * by) : 0.0;
+        if (MOST > 0) {
+            if (fits(g / 2))
+                put_fixed(texels_on(p.act, p.y_at + row * p.y_stride + (p.group0 + g / 2) * 2),
+                          float[4](v[0], v[1], v[2], v[3]), MOST);
+        } else {
+            [[unroll]] for (uint j = 0; j < GROUPS / 2; j++)
+                if (g + 2 * j < p.n_group && fits(g / 2 + j))
+                    put(row, g / 2 + j, lane, v[j]);
+        }
+        return;
+    }
+    [[unroll]] for (uint j = 0; j < GROUPS; j++) {
+        v[j] = 0.0;
+        if (g + j < p.n_group && fits(g + j)) {
+            v[j] = bent(whole(row, g + j, lane, sum[j] * by));
+            put(row, g + j, lane, v[j]);
+        }
+    }
+    if (SPLIT == ESP_SPLIT_BEGIN)
+        begin_fixed(p.z_at + row * p.z_stride, p.squares_at + row * p.squares_stride, (p.group0 + g) / 8,
+                    p.z_stride * 4, v, MOST);
+}
 
 void main()
 {
@@ -104,7 +164,7 @@ void main()
                 [[unroll]] for (uint k = 0; k < 32; k++) {
                     int a[AT_ONCE];
                     [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
-                        a[r] = fixed_of(x.at[x_at[r] + b].pair[k / 8][k / 2 % 4], k);
+                        a[r] = half_of(x.at[x_at[r] + b].pair[k / 16 * 2 + k % 8 / 4][k % 4], k / 8 % 2);
                     [[unroll]] for (uint j = 0; j < GROUPS; j++) {
                         const Eight t = w.at[w_at[j / PANEL] + b].word[k];
                         const int q = field(of_lane(t.a, t.b), j % PANEL);
@@ -112,6 +172,9 @@ void main()
                             part[r][j] += q * a[r];
                     }
                 }
+                if (PANEL == 8)
+                    [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
+                        part[r][7] -= part[r][6];
                 [[unroll]] for (uint j = 0; j < GROUPS; j++) {
                     const uint of = up(j % PANEL);
                     const Eight t = w.at[w_at[j / PANEL] + b].side[j % PANEL / 2];
@@ -120,7 +183,8 @@ void main()
                     [[unroll]] for (uint r = 0; r < AT_ONCE; r++) {
                         const float all = x.at[x_at[r] + b].all * (ZERO_UNIT * float(1 << of));
                         // a block beyond the last one counts nothing
-                        const float unit = h == 0 || round + h < n_block ? x.at[x_at[r] + b].unit : 0.0;
+                        const float counts = h == 0 ? 1.0 : float(min(n_block - round - h, 1));
+                        const float unit = x.at[x_at[r] + b].unit * counts;
                         sum[r][j] = fma(scale * unit, fma(-zeros_of(side), all, float(part[r][j])), sum[r][j]);
                     }
                 }
@@ -129,19 +193,9 @@ void main()
                 sum[0][i] = uintBitsToFloat(floatBitsToUint(sum[0][i]) ^ (nothing << i));
             round += BLOCKS;
         } while (round < n_block);
-        [[unroll]] for (uint r = 0; r < AT_ONCE; r++) {
-            if (row + r < last) {
-                if (EPI == ESP_EPI_GEGLU) {
-                    [[unroll]] for (uint j = 0; j < GROUPS; j += 2)
-                        if (g + j < p.n_group && fits((g + j) / 2))
-                            put(row + r, (g + j) / 2, lane, esp_gelu(sum[r][j]) * sum[r][j + 1]);
-                } else {
-                    [[unroll]] for (uint j = 0; j < GROUPS; j++)
-                        if (g + j < p.n_group && fits(g + j))
-                            finish(row + r, g + j, lane, sum[r][j]);
-                }
-            }
-        }
+        [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
+            if (row + r < last)
+                leave(row + r, g, lane, sum[r]);
         row += AT_ONCE;
     } while (ROWS > AT_ONCE && row < last);
 }

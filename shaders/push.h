@@ -107,8 +107,8 @@
 #define ESP_NORM_RMS_ADD 2 /* y += the same */
 
 /*
- * An RMSNorm taken apart (GPUs, few rows): W (x (1 + w) / rms) = (W (x (1 + w))) / rms. Who makes x leaves z = x (1 + w) too, and a
- * sum of squares for every 8 columns; the product behind takes z for x and divides its sums by the root mean square.
+ * An RMSNorm taken apart (few rows): W (x (1 + w) / rms) = (W (x (1 + w))) / rms. Who makes x leaves z = x (1 + w) too, and a sum of
+ * squares for every 8 columns (direct class: 64); the product behind takes z for x and divides its sums by the root mean square.
  */
 #define ESP_SPLIT_NONE  0
 #define ESP_SPLIT_BEGIN 1 /* with ESP_EPI_ADD: also leaves z and squares */
@@ -121,8 +121,8 @@
     ESP_ADDR(esp_floats) vec; /* small float32 vectors: biases, norm weights, position tables */             \
     ESP_ADDR_ANY kv;          /* KV cache, as texels */
 
-/* row_fixed.comp: blocks of 32 k that a workgroup takes, and the largest of the integers: sums of 32 products must fit into 31 bits,
- * with q8's numbers of 8 bits and with q4's where they stand in their words, up to bit 12. */
+/* fixed.glsl: blocks of 32 k that a workgroup of row_fixed.comp takes, and the largest of the integers: sums of 32 products must fit
+ * into 31 bits, with q8's numbers of 8 bits and with q4's where they stand in their words, up to bit 12. */
 #define ESP_FIXED_BLOCKS  16
 #define ESP_FIXED_MOST_Q8 32767
 #define ESP_FIXED_MOST_Q4 16383
@@ -140,7 +140,7 @@ struct esp_push_matmul {
     ESP_FLOAT cap;           /* ESP_EPI_SOFTCAP */
     ESP_UINT scale_at;       /* cooperative matrices: a scale for each row of x, f32[T] from this texel on */
     /* a norm taken apart */
-    ESP_UINT squares_at, squares_stride; /* f32[T, D / 8] */
+    ESP_UINT squares_at, squares_stride; /* f32[T, D / 8], direct class: D / 64 */
     ESP_UINT z_at, z_stride;             /* begun: f32[T, D] ... */
     ESP_UINT weight;                     /* ... and index into vec of w */
     ESP_UINT width;                      /* ended: D */
@@ -156,7 +156,7 @@ struct esp_push_norm {
     ESP_UINT count;          /* which word of the step counts the rows */
     ESP_UINT pick;           /* 1: row t of y comes of row WANT_ROW of want t of x */
     ESP_FLOAT eps;
-    ESP_UINT squares_at, squares_stride; /* norm_begin.comp: f32[T, D / 8] */
+    ESP_UINT squares_at, squares_stride; /* norm_begin*.comp: f32[T, D / 8], direct class: D / 64 */
 };
 
 struct esp_push_rope {

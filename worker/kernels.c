@@ -61,6 +61,7 @@
 #include "esp_spv_matvec_texel_f32.h"
 #include "esp_spv_matvec_texel_q4.h"
 #include "esp_spv_matvec_texel_q8.h"
+#include "esp_spv_norm_begin_direct.h"
 #include "esp_spv_norm_begin_gpu.h"
 #include "esp_spv_norm_plain.h"
 #include "esp_spv_norm_texel.h"
@@ -120,6 +121,7 @@ static const struct esp_kernel_code table[] = {
     ROW(ATTENTION_SLICES, GPU, NONE_, attention_slices_gpu, 0, 0),
     ROW(ATTENTION_JOIN, GPU, NONE_, attention_join_gpu, 0, 0),
     ROW(NORM_BEGIN, GPU, NONE_, norm_begin_gpu, 0, 0),
+    ROW(NORM_BEGIN, DIRECT, NONE_, norm_begin_direct, 0, 0),
     ROW(ROW_SCALE, PLAIN, NONE_, row_scale_plain, 0, 0),
     ROW(ROW_FIXED, DIRECT, NONE_, row_fixed_direct, 0, 0),
 #ifdef ESP_COOP

@@ -236,7 +236,29 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
         p.spec[4] = how->norm.how;
         p.n_spec = 5;
     }
+    if (p.first == ESP_K_ROW_FIXED) {
+        p.spec[2] = how->norm.how;
+        p.spec[3] = how->most;
+        p.n_spec = 4;
+        if (how->fixed)
+            p.first = ESP_N_KERNEL;
+    }
     return p;
+}
+
+static uint32_t fixed_most(enum esp_wtype type)
+{
+    return type == ESP_W_Q8 ? ESP_FIXED_MOST_Q8 : ESP_FIXED_MOST_Q4;
+}
+
+uint32_t esp_mat_fixed(const struct esp_vk *vk, const struct esp_mat *w)
+{
+    if (vk->cls != ESP_VK_DIRECT || !esp_wtype_quantised(w->wtype))
+        return 0;
+    for (uint32_t i = 0; i < w->n_part; i++)
+        if (w->part[i].row0 % 64)
+            return 0;
+    return fixed_most(w->wtype);
 }
 
 void esp_mat_piece(struct esp_mat *out, const struct esp_mat *w, uint32_t piece, uint32_t n_piece)
@@ -265,7 +287,7 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
 {
     const struct product pr = product_plan(rec, w, how);
     const bool pairs = how->epilogue == ESP_EPI_GEGLU;
-    const uint32_t most = w->wtype == ESP_W_Q8 ? ESP_FIXED_MOST_Q8 : ESP_FIXED_MOST_Q4;
+    const uint32_t most = fixed_most(w->wtype);
 
     if (!pr.code) {
         rec->st = rec->st ? rec->st
@@ -356,11 +378,13 @@ void esp_op_norm(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, cons
 
 bool esp_norm_splits(const struct esp_vk *vk)
 {
-    return vk->cls == ESP_VK_GPU;
+    return vk->cls == ESP_VK_GPU || vk->cls == ESP_VK_DIRECT;
 }
 
-void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_split_norm *norm)
+void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_split_norm *norm,
+                       uint32_t most)
 {
+    const bool direct = rec->space->vk->cls == ESP_VK_DIRECT; /* a workgroup: 64 columns, else 64 times 8 */
     const struct esp_push_norm push = {HEAD(rec, 0),
                                        .x_at = x.at,
                                        .x_stride = x.stride,
@@ -373,11 +397,14 @@ void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_
                                        .squares_at = norm->squares.at,
                                        .squares_stride = norm->squares.stride};
 
-    launch(rec, &(struct launch){
-                    .code = find(rec, ESP_K_NORM_BEGIN, ESP_W_NONE),
-                    .push = &push,
-                    .push_bytes = sizeof push,
-                    .grid = {.count = ESP_COUNT_ROWS, .div = 1, .dims = {1, div_up(x.stride / 2, 64), 1}}});
+    launch(rec, &(struct launch){.code = find(rec, ESP_K_NORM_BEGIN, ESP_W_NONE),
+                                 .spec = &most,
+                                 .n_spec = direct,
+                                 .push = &push,
+                                 .push_bytes = sizeof push,
+                                 .grid = {.count = ESP_COUNT_ROWS,
+                                          .div = 1,
+                                          .dims = {1, div_up(x.stride, direct ? 16 : 128), 1}}});
 }
 
 void esp_op_rope_kv(struct esp_rec *rec, struct esp_rows qkv, const struct esp_attn_how *how)

@@ -103,18 +103,24 @@ struct esp_rec {
 /** A norm taken apart (ESP_SPLIT_* in shaders/push.h), where esp_norm_splits. `weight` is an index into vec. */
 struct esp_split_norm {
     uint32_t how;               /* ESP_SPLIT_* */
-    struct esp_rows z, squares; /* begun: f32[T, D] and f32[T, D / 8]; ended: x is z */
+    struct esp_rows z, squares; /* begun: f32[T, D] and f32[T, D / 8], or less; ended: x is z */
     uint32_t weight;            /* begun */
     uint32_t width;             /* D */
     float eps;                  /* ended */
 };
-/** Whether this device's products of a few rows can do half of a norm each. */
+/** Whether this device's products of a few rows can do half of a norm each: in the direct class those for which
+ * esp_mat_fixed says so, and then z is integers. */
 bool esp_norm_splits(const struct esp_vk *vk);
-/** The first half, of rows that no product made. */
-void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_split_norm *norm);
+/** The first half, of rows that no product made. @param most  as in struct esp_matmul_how */
+void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_split_norm *norm,
+                       uint32_t most);
 
-/** @param few  0: many rows (prefill, encoder); 1, 2, 4, 8: a few, that many at a time (decode). In the direct class they
- *              leave integers where x was if weights are quantised (shaders/row_fixed.comp). */
+/** The direct class multiplies a few rows by quantised weights as integers (shaders/fixed.glsl). The largest that this matrix takes,
+ * and 0 if it takes floats, or its parts do not begin where blocks of integers do. */
+uint32_t esp_mat_fixed(const struct esp_vk *vk, const struct esp_mat *w);
+
+/** @param few  0: many rows (prefill, encoder); 1, 2, 4, 8: a few, that many at a time (decode). Where the direct class
+ *              multiplies integers (esp_mat_fixed) it leaves such in the place of an x that is floats. */
 struct esp_matmul_how {
     uint32_t epilogue; /* ESP_EPI_* */
     uint32_t few;
@@ -122,6 +128,9 @@ struct esp_matmul_how {
     float cap;
     uint32_t scale_at; /* scratch, a float a row, from this texel on; 0: none, and no cooperative matrices */
     struct esp_split_norm norm; /* a few rows, ESP_EPI_ADD to begin one; zeroed: none */
+    bool fixed;                 /* x is integers already */
+    uint32_t
+        most; /* leaves integers up to it, z or with ESP_EPI_GEGLU y: esp_mat_fixed of the reader; 0: floats */
 };
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
                    const struct esp_matmul_how *how);

@@ -243,17 +243,10 @@ static void make_room(struct recorder *r, struct esp_program *p, double seconds)
     r->seg_s += seconds;
 }
 
-/* norm: half of one beside it; NULL: none */
-static void product_norm(struct recorder *r, struct esp_program *p, struct esp_rows y, struct esp_rows x,
-                         const struct esp_mat *w, uint32_t epilogue, uint32_t few,
-                         const struct esp_split_norm *half)
+static void product_how(struct recorder *r, struct esp_program *p, struct esp_rows y, struct esp_rows x,
+                        const struct esp_mat *w, const struct esp_matmul_how *how)
 {
-    const struct esp_matmul_how how = {.epilogue = epilogue,
-                                       .few = few,
-                                       .count = ESP_COUNT_ROWS,
-                                       .scale_at = r->ps->at.scales,
-                                       .norm = half ? *half : (struct esp_split_norm){0}};
-    const double seconds = few ? 0 : may_take(r, 2.0 * r->rows * w->np * w->kp);
+    const double seconds = how->few ? 0 : may_take(r, 2.0 * r->rows * w->np * w->kp);
     uint32_t n = n_pieces(r, seconds);
 
     n = n < w->np / 32 ? n : w->np / 32;
@@ -261,14 +254,16 @@ static void product_norm(struct recorder *r, struct esp_program *p, struct esp_r
         struct esp_mat piece;
         esp_mat_piece(&piece, w, i, n);
         make_room(r, p, seconds / n);
-        esp_op_matmul(&r->rec, y, x, &piece, &how);
+        esp_op_matmul(&r->rec, y, x, &piece, how);
     }
 }
 
 static void product(struct recorder *r, struct esp_program *p, struct esp_rows y, struct esp_rows x,
                     const struct esp_mat *w, uint32_t epilogue, uint32_t few)
 {
-    product_norm(r, p, y, x, w, epilogue, few, NULL);
+    const struct esp_matmul_how how = {
+        .epilogue = epilogue, .few = few, .count = ESP_COUNT_ROWS, .scale_at = r->ps->at.scales};
+    product_how(r, p, y, x, w, &how);
 }
 
 /* span: positions that a row may look at */
@@ -410,47 +405,69 @@ static void whole_layer(struct recorder *r, struct esp_program *p, uint32_t i, u
     end(r, p, "prefill", (int)(r->spec->dec_lo + i), at->tx, t->width);
 }
 
-/* The same of few rows on GPUs, its norms taken apart: seven dispatches instead of nine. x goes on to the layer behind with the
+/* Whether norms are taken apart in layers of few rows; in the direct class integers go from product to product then. */
+static bool splits(const struct recorder *r)
+{
+    const struct esp_vk *vk = r->space->vk;
+
+    if (!r->ps->at.squares.stride)
+        return false;
+    for (uint32_t i = 0; vk->cls == ESP_VK_DIRECT && i < r->spec->dec_hi - r->spec->dec_lo; i++) {
+        const struct esp_dec_layer *l = &r->w->dec[i];
+        if (!esp_mat_fixed(vk, &l->qkv) || !esp_mat_fixed(vk, &l->o) || !esp_mat_fixed(vk, &l->gate_up) ||
+            !esp_mat_fixed(vk, &l->down))
+            return false;
+    }
+    return true;
+}
+
+/* The same of few rows with its norms taken apart: on GPUs seven dispatches instead of nine. x goes on to the layer behind with the
  * first half of that one's norm, within a stage; where a stage begins that is done anew, to the same bits. */
 static void few_layer(struct recorder *r, struct esp_program *p, uint32_t i, uint32_t few)
 {
     const struct esp_text_config *t = &r->c->text;
     const struct esp_layout *at = &r->ps->at;
+    const struct esp_vk *vk = r->space->vk;
     const struct esp_dec_layer *l = &r->w->dec[i];
-    const bool last = i + 1 == r->spec->dec_hi - r->spec->dec_lo;
+    const struct esp_dec_layer *next = i + 1 == r->spec->dec_hi - r->spec->dec_lo ? NULL : l + 1;
     const struct esp_split_norm second = {
         .how = ESP_SPLIT_END, .squares = at->squares, .width = t->width, .eps = t->rms_eps};
-    struct esp_split_norm first = {
-        .how = ESP_SPLIT_BEGIN, .z = at->th, .squares = at->squares, .width = t->width};
+    struct esp_split_norm first = {.how = ESP_SPLIT_BEGIN,
+                                   .z = at->th,
+                                   .squares = at->squares,
+                                   .weight = l->norm_attn,
+                                   .width = t->width};
+    struct esp_matmul_how add = {.epilogue = ESP_EPI_ADD, .few = few, .count = ESP_COUNT_ROWS};
+    struct esp_matmul_how qkv = {
+        .few = few, .count = ESP_COUNT_ROWS, .norm = second, .fixed = esp_mat_fixed(vk, &l->qkv)};
+    struct esp_matmul_how up = {.epilogue = ESP_EPI_GEGLU,
+                                .few = few,
+                                .count = ESP_COUNT_ROWS,
+                                .norm = second,
+                                .fixed = esp_mat_fixed(vk, &l->gate_up),
+                                .most = esp_mat_fixed(vk, &l->down)};
     struct esp_attn_how attn = decoder_attn(r, i);
 
     attn.few = true;
     attn.whole = p == &r->ps->decode[ESP_FEW_WHOLE];
     attn.parts_at = at->parts;
     begin(r, p);
-    if (i == 0) {
-        first.weight = l->norm_attn;
-        esp_op_norm_begin(&r->rec, at->tx, &first);
-    }
-    product_norm(r, p, at->tqkv, at->th, &l->qkv, ESP_EPI_NONE, few, &second);
+    if (i == 0)
+        esp_op_norm_begin(&r->rec, at->tx, &first, esp_mat_fixed(vk, &l->qkv));
+    product_how(r, p, at->tqkv, at->th, &l->qkv, &qkv);
     esp_op_rope_kv(&r->rec, at->tqkv, &attn);
     attention(r, p, at->tattn, at->tqkv, &attn, r->rows);
     first.weight = l->norm_mlp;
-    product_norm(r, p, at->tx, at->tattn, &l->o, ESP_EPI_ADD, few, &first);
-    product_norm(r, p, at->tmlp, at->th, &l->gate_up, ESP_EPI_GEGLU, few, &second);
-    if (!last)
-        first.weight = r->w->dec[i + 1].norm_attn;
-    product_norm(r, p, at->tx, at->tmlp, &l->down, ESP_EPI_ADD, few, last ? NULL : &first);
+    add.norm = first;
+    add.most = esp_mat_fixed(vk, &l->gate_up);
+    product_how(r, p, at->tx, at->tattn, &l->o, &add);
+    product_how(r, p, at->tmlp, at->th, &l->gate_up, &up);
+    first.weight = next ? next->norm_attn : 0;
+    add.norm = next ? first : (struct esp_split_norm){0};
+    add.fixed = esp_mat_fixed(vk, &l->down);
+    add.most = next ? esp_mat_fixed(vk, &next->qkv) : 0;
+    product_how(r, p, at->tx, at->tmlp, &l->down, &add);
     end(r, p, "prefill", (int)(r->spec->dec_lo + i), at->tx, t->width);
-}
-
-static void decoder_layer(struct recorder *r, struct esp_program *p, uint32_t i, uint32_t few)
-{
-    if (few && r->ps->at.squares.stride) {
-        few_layer(r, p, i, few);
-        return;
-    }
-    whole_layer(r, p, i, few);
 }
 
 static void decoder_program(struct recorder *r, struct esp_program *p, uint32_t few)
@@ -468,8 +485,12 @@ static void decoder_program(struct recorder *r, struct esp_program *p, uint32_t 
     else
         esp_op_rows_in(&r->rec, at->tx, t->width);
     end(r, p, r->spec->embed ? "prefill.inputs_embeds" : "", -1, at->tx, t->width);
-    for (uint32_t i = 0; i < n_layer; i++)
-        decoder_layer(r, p, i, few);
+    for (uint32_t i = 0; i < n_layer; i++) {
+        if (few && splits(r))
+            few_layer(r, p, i, few);
+        else
+            whole_layer(r, p, i, few);
+    }
     if (!r->spec->head) {
         begin(r, p);
         esp_op_rows_out(&r->rec, at->tx, t->width, 0, ESP_COUNT_ROWS);

@@ -28,6 +28,7 @@ struct wanted {
     int cls; /* -1: what the device takes */
     const char *spirv;
     uint32_t tile_rows, tile_cols, tile_panels;
+    bool layer;
 };
 
 struct variant {
@@ -64,25 +65,29 @@ const struct esp_kernel_code *__wrap_esp_kernel_find(enum esp_kernel kernel, enu
 
 static void usage(FILE *f)
 {
-    fprintf(f, "usage: bench-kernel [--repeats N] [--cpu] OP [options] [-- OP [options]] ...\n\n"
-               "OP is matvec, matmul or attention; each -- begins another variant, with the options of the "
-               "one before.\n\n"
-               "  --k N, --n N           columns and rows of W (2048, 16384)\n"
-               "  --rows N               rows of x (matvec 1, matmul and attention 260; attention of up to 8 "
-               "is decoding's)\n"
-               "  --few N                matvec: rows a pass, 1, 2, 4 or 8 (1)\n"
-               "  --type TYPE            bf16 (default), f16, f32, q8 or q4\n"
-               "  --epilogue NAME        none (default), gelu, add, geglu or softcap\n"
-               "  --heads N, --kv N, --dim N, --keys N\n"
-               "                         attention: query heads, KV heads, head_dim (8, 1, 256), keys (as "
-               "many as rows)\n"
-               "  --class NAME           plain, texel, gpu or direct; else what the device takes\n"
-               "  --spirv FILE           a compiled kernel instead of the table's, and how it is cut:\n"
-               "  --tile ROWS,COLS[,1]   as in worker/kernels.h; 1: panels\n"
-               "  --repeats N            turns (15)\n"
-               "  --cpu                  take this process's CPU time, not the clock's: for CPU drivers on "
-               "busy machines\n\n"
-               "ESPALIER_DEVICE names the device. Exit status: 0 done, 1 failed, 2 bad usage.\n");
+    fprintf(f,
+            "usage: bench-kernel [--repeats N] [--cpu] OP [options] [-- OP [options]] ...\n\n"
+            "OP is matvec, matmul or attention; each -- begins another variant, with the options of the "
+            "one before.\n\n"
+            "  --k N, --n N           columns and rows of W (2048, 16384)\n"
+            "  --rows N               rows of x (matvec 1, matmul and attention 260; attention of up to 8 "
+            "is decoding's)\n"
+            "  --few N                matvec: rows a pass, 1, 2, 4 or 8 (1)\n"
+            "  --type TYPE            bf16 (default), f16, f32, q8 or q4\n"
+            "  --epilogue NAME        none (default), gelu, add, geglu or softcap\n"
+            "  --layer                matvec: as in a decoder layer whose norms are taken apart: add begins "
+            "one, others end one,\n"
+            "                         and x is integers already where they are multiplied\n"
+            "  --heads N, --kv N, --dim N, --keys N\n"
+            "                         attention: query heads, KV heads, head_dim (8, 1, 256), keys (as "
+            "many as rows)\n"
+            "  --class NAME           plain, texel, gpu or direct; else what the device takes\n"
+            "  --spirv FILE           a compiled kernel instead of the table's, and how it is cut:\n"
+            "  --tile ROWS,COLS[,1]   as in worker/kernels.h; 1: panels\n"
+            "  --repeats N            turns (15)\n"
+            "  --cpu                  take this process's CPU time, not the clock's: for CPU drivers on "
+            "busy machines\n\n"
+            "ESPALIER_DEVICE names the device. Exit status: 0 done, 1 failed, 2 bad usage.\n");
 }
 
 static void must(esp_status st, const struct esp_err *err)
@@ -137,28 +142,39 @@ static void parse_tile(struct wanted *w, const char *text)
     exit(2);
 }
 
-enum { K = 1, N, ROWS, FEW, TYPE, EPILOGUE, HEADS, KV, DIM, KEYS, CLASS, SPIRV, TILE, REPEATS, CPU, HELP };
+enum {
+    K = 1,
+    N,
+    ROWS,
+    FEW,
+    TYPE,
+    EPILOGUE,
+    HEADS,
+    KV,
+    DIM,
+    KEYS,
+    CLASS,
+    SPIRV,
+    TILE,
+    REPEATS,
+    CPU,
+    LAYER,
+    HELP
+};
 
 /* The options of one variant, argv[1 .. argc). */
 static void parse_variant(struct wanted *w, int argc, char **argv)
 {
-    static const struct option known[] = {{"k", required_argument, NULL, K},
-                                          {"n", required_argument, NULL, N},
-                                          {"rows", required_argument, NULL, ROWS},
-                                          {"few", required_argument, NULL, FEW},
-                                          {"type", required_argument, NULL, TYPE},
-                                          {"epilogue", required_argument, NULL, EPILOGUE},
-                                          {"heads", required_argument, NULL, HEADS},
-                                          {"kv", required_argument, NULL, KV},
-                                          {"dim", required_argument, NULL, DIM},
-                                          {"keys", required_argument, NULL, KEYS},
-                                          {"class", required_argument, NULL, CLASS},
-                                          {"spirv", required_argument, NULL, SPIRV},
-                                          {"tile", required_argument, NULL, TILE},
-                                          {"repeats", required_argument, NULL, REPEATS},
-                                          {"cpu", no_argument, NULL, CPU},
-                                          {"help", no_argument, NULL, HELP},
-                                          {NULL, 0, NULL, 0}};
+    static const struct option known[] = {
+        {"k", required_argument, NULL, K},         {"n", required_argument, NULL, N},
+        {"rows", required_argument, NULL, ROWS},   {"few", required_argument, NULL, FEW},
+        {"type", required_argument, NULL, TYPE},   {"epilogue", required_argument, NULL, EPILOGUE},
+        {"heads", required_argument, NULL, HEADS}, {"kv", required_argument, NULL, KV},
+        {"dim", required_argument, NULL, DIM},     {"keys", required_argument, NULL, KEYS},
+        {"class", required_argument, NULL, CLASS}, {"spirv", required_argument, NULL, SPIRV},
+        {"tile", required_argument, NULL, TILE},   {"repeats", required_argument, NULL, REPEATS},
+        {"cpu", no_argument, NULL, CPU},           {"layer", no_argument, NULL, LAYER},
+        {"help", no_argument, NULL, HELP},         {NULL, 0, NULL, 0}};
     static const char *const ops[] = {"matvec", "matmul", "attention"};
     static const char *const epilogues[] = {"none", "gelu", "add", "geglu", "softcap"};
     static const char *const classes[] = {"plain", "texel", "gpu", "direct"};
@@ -184,6 +200,8 @@ static void parse_variant(struct wanted *w, int argc, char **argv)
             n_turn = number(optarg);
         } else if (o == CPU) {
             cpu_time = true;
+        } else if (o == LAYER) {
+            w->layer = true;
         } else if (o == HELP) {
             usage(stdout);
             exit(0);
@@ -367,6 +385,22 @@ static void load_spirv(struct variant *v)
                                        .tile = {w->tile_rows, w->tile_cols, w->tile_panels != 0}};
 }
 
+/* As in a decoder layer: `at` is scratch, for z and squares. */
+static void in_a_layer(struct esp_matmul_how *how, const struct variant *v, const struct esp_mat *m,
+                       struct esp_rows y, uint32_t at)
+{
+    const bool begins = how->epilogue == ESP_EPI_ADD;
+
+    how->fixed = esp_mat_fixed(v->vk, m);
+    how->most = begins || how->epilogue == ESP_EPI_GEGLU ? esp_mat_fixed(v->vk, m) : 0;
+    if (esp_norm_splits(v->vk))
+        how->norm = (struct esp_split_norm){.how = begins ? ESP_SPLIT_BEGIN : ESP_SPLIT_END,
+                                            .z = {at, y.stride},
+                                            .squares = {at + v->want.rows * y.stride, m->kp / 4},
+                                            .width = v->want.k,
+                                            .eps = 1e-6f};
+}
+
 /* Everything a variant needs, its command buffer recorded. */
 static void make(struct variant *v)
 {
@@ -380,7 +414,8 @@ static void make(struct variant *v)
     struct esp_rand r;
     uint64_t act = 0, kv = 1;
     uint32_t block = 0, n_block = 0, n_items = 0,
-             extra = 0; /* scratch: of split attention, or scales of rows */
+             extra = 0, /* scratch: of split attention, or scales of rows */
+        norm_at = 0, n_vec = 4;
 
     esp_rand_init(&r, 1);
     open_device(v);
@@ -408,10 +443,13 @@ static void make(struct variant *v)
         x.stride = m.kp / 4;
         extra = (uint32_t)act;
         act += (w->rows + 3) / 4;
+        norm_at = (uint32_t)act;
+        act += w->layer ? (uint64_t)w->rows * (y.stride + (y.stride > x.stride ? y.stride : x.stride)) : 0;
+        n_vec += w->n;
     }
     v->space.n_chunk = 1;
     v->space.chunk[0] = &v->weights;
-    buffer(&v->space.vec, v, ESP_BUF_DEVICE, 16, VK_FORMAT_UNDEFINED);
+    buffer(&v->space.vec, v, ESP_BUF_DEVICE, n_vec * sizeof(float), VK_FORMAT_UNDEFINED);
     buffer(&v->space.act, v, ESP_BUF_DEVICE, act * 16, VK_FORMAT_R32G32B32A32_SFLOAT);
     buffer(&v->space.kv, v, ESP_BUF_DEVICE, kv * 16, VK_FORMAT_R32G32B32A32_SFLOAT);
     buffer(&v->space.step, v, ESP_BUF_UPLOAD,
@@ -439,13 +477,16 @@ static void make(struct variant *v)
                                                 .few = w->rows <= 8,
                                                 .whole = n_items == 0,
                                                 .parts_at = extra});
-    else
-        esp_op_matmul(&rec, y, x, &m,
-                      &(struct esp_matmul_how){.epilogue = w->epilogue,
-                                               .few = w->kernel == ESP_K_MATVEC ? w->few : 0,
-                                               .count = ESP_COUNT_ROWS,
-                                               .cap = 30,
-                                               .scale_at = extra});
+    else {
+        struct esp_matmul_how how = {.epilogue = w->epilogue,
+                                     .few = w->kernel == ESP_K_MATVEC ? w->few : 0,
+                                     .count = ESP_COUNT_ROWS,
+                                     .cap = 30,
+                                     .scale_at = extra};
+        if (w->layer && how.few)
+            in_a_layer(&how, v, &m, y, norm_at);
+        esp_op_matmul(&rec, y, x, &m, &how);
+    }
     instead = NULL;
     must(rec.st, &err);
     must(esp_cmd_end(v->cmd, &err), &err);

@@ -418,3 +418,21 @@ int esp_rig_main(const char *name, const struct CMUnitTest *tests, size_t n_test
     images_free();
     return failed;
 }
+
+double esp_rig_round_blocks(float *x, uint32_t n_row, uint32_t k, enum esp_wtype as)
+{
+    const float limit = as == ESP_W_Q8 ? ESP_FIXED_MOST_Q8 : ESP_FIXED_MOST_Q4;
+
+    for (uint32_t t = 0; t < n_row; t++) {
+        float *row = x + (size_t)t * k;
+        for (uint32_t b = 0; b < k; b += 32) {
+            const uint32_t n = k - b < 32 ? k - b : 32;
+            float most = 1e-30f;
+            for (uint32_t i = 0; i < n; i++)
+                most = fmaxf(most, fabsf(row[b + i]));
+            for (uint32_t i = 0; i < n; i++)
+                row[b + i] = nearbyintf(row[b + i] / (most / limit)) * (most / limit);
+        }
+    }
+    return 4e-6;
+}

@@ -113,4 +113,11 @@ void esp_weights_free(struct esp_weights_made *w);
 /** Place of dimension h of a head among its padded ones: each half is padded on its own. */
 uint32_t esp_head_place(uint32_t h, uint32_t head_dim);
 
+/**
+ * x, f32[n_row, k], as the direct class's few rows take it for quantised weights (shaders/fixed.glsl): each block of 32 in steps of a
+ * 32767th of its largest, or a 16383rd. Where a driver divides in another way a few elements come out a step apart: what that does to
+ * sums of products is returned, to be tolerated.
+ */
+double esp_rig_round_blocks(float *x, uint32_t n_row, uint32_t k, enum esp_wtype as);
+
 #endif

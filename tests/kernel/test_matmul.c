@@ -236,29 +236,6 @@ static uint32_t n_times(const struct product_case *c, enum esp_wtype as)
     return times;
 }
 
-/*
- * x as the direct class's few rows take it for quantised weights (shaders/row_fixed.comp): each block of 32 in steps of a
- * 32767th of its largest, or a 16383rd. Where a driver divides in another way a few elements come out a step apart: what that does to
- * the sums is returned, to be tolerated.
- */
-static double round_blocks(float *x, uint32_t n_row, uint32_t k, enum esp_wtype as)
-{
-    const float limit = as == ESP_W_Q8 ? 32767 : 16383;
-
-    for (uint32_t t = 0; t < n_row; t++) {
-        float *row = x + (size_t)t * k;
-        for (uint32_t b = 0; b < k; b += 32) {
-            const uint32_t n = k - b < 32 ? k - b : 32;
-            float most = 1e-30f;
-            for (uint32_t i = 0; i < n; i++)
-                most = fmaxf(most, fabsf(row[b + i]));
-            for (uint32_t i = 0; i < n; i++)
-                row[b + i] = nearbyintf(row[b + i] / (most / limit)) * (most / limit);
-        }
-    }
-    return 4e-6;
-}
-
 static bool run_case(const struct product_case *c, enum esp_wtype as, uint64_t seed)
 {
     const bool pairs = c->epilogue == ESP_EPI_GEGLU;
@@ -318,7 +295,7 @@ static bool run_case(const struct product_case *c, enum esp_wtype as, uint64_t s
     if (pairs)
         esp_weights_want(&up, as);
     if (esp_rig.vk->cls == ESP_VK_DIRECT && c->few && esp_wtype_quantised(as))
-        tol += round_blocks(x, c->rows, c->k, as);
+        tol += esp_rig_round_blocks(x, c->rows, c->k, as);
     expect(want, &squeeze, c, c->n / times, x, w.values, up.values, c->bias ? bias : NULL, y0);
     snprintf(what, sizeof what, "n=%u k=%u rows=%u few=%u %s as %s epilogue=%u outliers=%u parts=%u", c->n,
              c->k, c->rows, c->few, esp_dtype_name(c->dtype), esp_wtype_name(as), c->epilogue, c->outliers,

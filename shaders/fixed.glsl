@@ -1,6 +1,6 @@
 // Rows of x as integers of 16 bits, or of 15 for q4, which matvec_direct_quant.comp reads: 32 k at a time, in the place that
 // they have as float32. x = unit * a, |a| <= MOST. What makes x leaves it so (put_fixed), or row_fixed.comp does it after.
-// Needs: mem.glsl, direct.glsl.
+// Needs: mem.glsl, and p with act.
 struct Fixed {
     uvec4 pair[4]; // of a: word i holds k = i / 8 * 16 + i % 8 in its lower half, and k + 8
     float unit;    // NaN where an element is no finite number, so that the whole row of the product is none
@@ -28,9 +28,21 @@ float total(const float v)
     return all;
 }
 
+// Where a block from a texel of p.act on takes what put_fixed leaves, in words: this lane's two of pairs, and in lanes 0 and 1 unit
+// and all. Told apart from it so that it can be known before a loop (know_lane in direct.glsl).
+struct FixedAt {
+    uint low, high, side;
+};
+
+FixedAt fixed_at(const uint texel)
+{
+    const uint low = texel * 4 + gl_SubgroupInvocationID;
+    return FixedAt(low, low + 8, low + 16);
+}
+
 // Leaves a block: v[j] is its element 8 j + lane. An element is off by half a unit at most: 3e-5 of x in relative L2 or so with
 // 16 bits (q8), 6e-5 with 15 (q4). Weights are off by 5e-3 and 7e-2.
-void put_fixed(const uvec2 block, const float v[4], const uint most_of_all)
+void put_fixed(const FixedAt at, const float v[4], const uint most_of_all)
 {
     const uint lane = gl_SubgroupInvocationID;
     const float limit = float(most_of_all);
@@ -47,11 +59,9 @@ void put_fixed(const uvec2 block, const float v[4], const uint most_of_all)
     }
     [[unroll]] for (uint l = 0; l < 8; l++)
         all += subgroupBroadcast(mine, l);
-    esp_words words = esp_words(block);
-    words.at[lane] = uint(a[1] << 16 | a[0] & 0xffff);
-    words.at[8 + lane] = uint(a[3] << 16 | a[2] & 0xffff);
-    if (lane == 0) {
-        esp_fixed(block).at[0].unit = most >= 0x7f800000u ? uintBitsToFloat(0x7fc00000u) : unit;
-        esp_fixed(block).at[0].all = float(all);
-    }
+    esp_words(p.act).at[at.low] = uint(a[1] << 16 | a[0] & 0xffff);
+    esp_words(p.act).at[at.high] = uint(a[3] << 16 | a[2] & 0xffff);
+    if (lane < 2)
+        esp_floats(p.act).at[at.side] =
+            lane == 1 ? float(all) : most >= 0x7f800000u ? uintBitsToFloat(0x7fc00000u) : unit;
 }

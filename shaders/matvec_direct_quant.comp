@@ -27,6 +27,7 @@ layout(constant_id = 0) const uint EPI = ESP_EPI_NONE;
 layout(constant_id = 1) const uint ROWS = 1; // 1, 2, 4 or 8
 layout(constant_id = 2) const uint SPLIT = ESP_SPLIT_NONE;
 layout(constant_id = 3) const uint MOST = 0; // of the integers that it leaves; 0: floats
+layout(constant_id = 4) const uint SQUARES = 1; // that a row of x has, with ESP_SPLIT_END
 ESP_PUSH(esp_push_matmul);
 #include "weights.glsl"
 #include "epilogue.glsl"
@@ -42,11 +43,9 @@ const uint BLOCKS = PANEL == 8 && ROWS == 1 ? 2 : 1; // a round
 // Mesa's LLVM takes every multiply-add of a round apart into two instructions, or none, which is faster by a fourth: by
 // whether one instruction more would make the round longer, as it reckons. Instructions that do nothing tip that; so many
 // do with LLVM 21 and its model of Sapphire Rapids. Elsewhere they are a thousandth of the work.
-#if defined(ESP_W_Q4)
-const uint IDLE = SPLIT != ESP_SPLIT_NONE ? 0 : (EPI == ESP_EPI_GEGLU && ROWS > 1 ? 3 : 1);
-#else
-const uint IDLE = SPLIT == ESP_SPLIT_BEGIN ? 2 : 1;
-#endif
+const uint IDLE = SPLIT == ESP_SPLIT_BEGIN ? (PANEL == 4 && ROWS > 2 ? 6 : 3)
+                  : SPLIT == ESP_SPLIT_END ? (EPI == ESP_EPI_GEGLU && ROWS > 1 ? 1 : 0)
+                                           : (EPI == ESP_EPI_GEGLU ? 0 : 1);
 
 struct Block {
     Eight word[32], side[BLOCK_TEXELS / 2 - 32];
@@ -83,119 +82,145 @@ int field(const uint word, const uint j)
 }
 #endif
 
-// 1 / rms of a row: the sum of what its 64 columns each left.
+// 1 / rms of a row: the sum of what its 64 columns each left. No loop: see know_lane in direct.glsl.
 float inv_rms(const uint row)
 {
-    const uint n = (p.k4 + 15) / 16;
     esp_eights squares = esp_eights(texels_on(p.act, p.squares_at + row * p.squares_stride));
     float sum = 0.0;
-    uint i = 0;
-    do {
+    [[unroll]] for (uint i = 0; i < SQUARES; i += 8) {
         const Eight e = squares.at[i / 8];
-        sum += i + gl_SubgroupInvocationID < n ? uintBitsToFloat(of_lane(e.a, e.b)) : 0.0;
-        i += 8;
-    } while (i < n);
+        sum += i + gl_SubgroupInvocationID < SQUARES ? uintBitsToFloat(of_lane(e.a, e.b)) : 0.0;
+    }
     return 1.0 / sqrt(total(sum) / float(p.width) + p.eps);
 }
 
-// What becomes of a row's sums, of groups from g on.
-void leave(const uint row, const uint g, const uint lane, const float sum[GROUPS])
+// What becomes of a row's sums, of groups from g on, as far as it can be told before the loop.
+struct Leave {
+    float by;
+    FixedAt at; // GEGLU
+    Begin begin;
+};
+
+Leave leave_at(const uint row, const uint g)
 {
-    const float by = SPLIT == ESP_SPLIT_END ? inv_rms(row) : 1.0;
+    Leave l;
+    l.by = SPLIT == ESP_SPLIT_END ? inv_rms(row) : 1.0;
+    if (EPI == ESP_EPI_GEGLU)
+        l.at = fixed_at(p.y_at + row * p.y_stride + (p.group0 + g / 2) * 2);
+    if (SPLIT == ESP_SPLIT_BEGIN)
+        l.begin = begin_at(p.z_at + row * p.z_stride, p.squares_at + row * p.squares_stride, (p.group0 + g) / 8,
+                           p.z_stride * 4);
+    return l;
+}
+
+void leave(const Leave l, const uint row, const uint g, const uint lane, const float sum[GROUPS])
+{
     float v[GROUPS];
     if (EPI == ESP_EPI_GEGLU) {
         [[unroll]] for (uint j = 0; j < GROUPS / 2; j++)
-            v[j] = g + 2 * j < p.n_group ? esp_gelu(sum[2 * j] * by) * (sum[2 * j + 1] * by) : 0.0;
+            v[j] = g + 2 * j < p.n_group ? esp_gelu(sum[2 * j] * l.by) * (sum[2 * j + 1] * l.by) : 0.0;
         if (MOST > 0) {
             if (fits(g / 2))
-                put_fixed(texels_on(p.act, p.y_at + row * p.y_stride + (p.group0 + g / 2) * 2),
-                          float[4](v[0], v[1], v[2], v[3]), MOST);
+                put_fixed(l.at, float[4](v[0], v[1], v[2], v[3]), MOST);
         } else {
             [[unroll]] for (uint j = 0; j < GROUPS / 2; j++)
                 if (g + 2 * j < p.n_group && fits(g / 2 + j))
                     put(row, g / 2 + j, lane, v[j]);
         }
-        return;
-    }
-    [[unroll]] for (uint j = 0; j < GROUPS; j++) {
-        v[j] = 0.0;
-        if (g + j < p.n_group && fits(g + j)) {
-            v[j] = bent(whole(row, g + j, lane, sum[j] * by));
-            put(row, g + j, lane, v[j]);
+    } else {
+        [[unroll]] for (uint j = 0; j < GROUPS; j++) {
+            v[j] = 0.0;
+            if (g + j < p.n_group && fits(g + j)) {
+                v[j] = bent(whole(row, g + j, lane, sum[j] * l.by));
+                put(row, g + j, lane, v[j]);
+            }
         }
+        if (SPLIT == ESP_SPLIT_BEGIN)
+            begin_fixed(l.begin, v, MOST);
     }
-    if (SPLIT == ESP_SPLIT_BEGIN)
-        begin_fixed(p.z_at + row * p.z_stride, p.squares_at + row * p.squares_stride, (p.group0 + g) / 8,
-                    p.z_stride * 4, v, MOST);
 }
 
-void main()
+// Rows from `row` on, as many as AT_ONCE.
+void pass(const uint row, const uint last)
 {
-    know_lane();
     const uint lane = gl_SubgroupInvocationID;
     const uint nothing = lane & (p.count >> 31); // 0, but that is not known before
-    const uint n_row = p.step.at[p.count];
-    const uint last = min(gl_WorkGroupID.y * ROWS + ROWS, n_row);
     const uint g = gl_WorkGroupID.x * GROUPS;
     const uint n_block = p.k4 / 8;
     const uint n_panel = (p.n_group + PANEL - 1) / PANEL;
     esp_blocks w = esp_blocks(texels_on(uvec2(p.w), p.w_at));
     esp_fixed x = esp_fixed(texels_on(p.act, p.x_at));
-    uint row = gl_WorkGroupID.y * ROWS;
-
-    if (row < last) do {
-        uint x_at[AT_ONCE], w_at[STREAMS];
-        float sum[AT_ONCE][GROUPS];
-        [[unroll]] for (uint i = 0; i < STREAMS; i++) // the last one's neighbour may not exist
-            w_at[i] = min(gl_WorkGroupID.x * STREAMS + i, n_panel - 1) * n_block;
-        [[unroll]] for (uint r = 0; r < AT_ONCE; r++) {
-            x_at[r] = min(row + r, last - 1) * (p.x_stride / 8);
-            [[unroll]] for (uint j = 0; j < GROUPS; j++)
-                sum[r][j] = 0.0;
-        }
-        uint round = 0;
-        do {
-            [[unroll]] for (uint h = 0; h < BLOCKS; h++) {
-                const uint b = h == 0 ? round : min(round + h, n_block - 1);
-                int part[AT_ONCE][GROUPS];
+    uint x_at[AT_ONCE], w_at[STREAMS];
+    float sum[AT_ONCE][GROUPS];
+    [[unroll]] for (uint i = 0; i < STREAMS; i++) // the last one's neighbour may not exist
+        w_at[i] = min(gl_WorkGroupID.x * STREAMS + i, n_panel - 1) * n_block;
+    [[unroll]] for (uint r = 0; r < AT_ONCE; r++) {
+        x_at[r] = min(row + r, last - 1) * (p.x_stride / 8);
+        [[unroll]] for (uint j = 0; j < GROUPS; j++)
+            sum[r][j] = 0.0;
+    }
+    Leave to[AT_ONCE];
+    [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
+        to[r] = leave_at(min(row + r, last - 1), g);
+    uint round = 0;
+    do {
+        [[unroll]] for (uint h = 0; h < BLOCKS; h++) {
+            const uint b = h == 0 ? round : min(round + h, n_block - 1);
+            int part[AT_ONCE][GROUPS];
+            [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
+                [[unroll]] for (uint j = 0; j < GROUPS; j++)
+                    part[r][j] = 0;
+            [[unroll]] for (uint k = 0; k < 32; k++) {
+                int a[AT_ONCE];
                 [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
-                    [[unroll]] for (uint j = 0; j < GROUPS; j++)
-                        part[r][j] = 0;
-                [[unroll]] for (uint k = 0; k < 32; k++) {
-                    int a[AT_ONCE];
-                    [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
-                        a[r] = half_of(x.at[x_at[r] + b].pair[k / 16 * 2 + k % 8 / 4][k % 4], k / 8 % 2);
-                    [[unroll]] for (uint j = 0; j < GROUPS; j++) {
-                        const Eight t = w.at[w_at[j / PANEL] + b].word[k];
-                        const int q = field(of_lane(t.a, t.b), j % PANEL);
-                        [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
-                            part[r][j] += q * a[r];
-                    }
-                }
-                if (PANEL == 8)
-                    [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
-                        part[r][7] -= part[r][6];
+                    a[r] = half_of(x.at[x_at[r] + b].pair[k / 16 * 2 + k % 8 / 4][k % 4], k / 8 % 2);
                 [[unroll]] for (uint j = 0; j < GROUPS; j++) {
-                    const uint of = up(j % PANEL);
-                    const Eight t = w.at[w_at[j / PANEL] + b].side[j % PANEL / 2];
-                    const uint side = of_lane(t.a, t.b) >> (j % 2 * 16) & 0xffffu;
-                    const float scale = uintBitsToFloat(floatBitsToUint(scale_of(side)) - (of << 23));
-                    [[unroll]] for (uint r = 0; r < AT_ONCE; r++) {
-                        const float all = x.at[x_at[r] + b].all * (ZERO_UNIT * float(1 << of));
-                        // a block beyond the last one counts nothing
-                        const float counts = h == 0 ? 1.0 : float(min(n_block - round - h, 1));
-                        const float unit = x.at[x_at[r] + b].unit * counts;
-                        sum[r][j] = fma(scale * unit, fma(-zeros_of(side), all, float(part[r][j])), sum[r][j]);
-                    }
+                    const Eight t = w.at[w_at[j / PANEL] + b].word[k];
+                    const int q = field(of_lane(t.a, t.b), j % PANEL);
+                    [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
+                        part[r][j] += q * a[r];
                 }
             }
-            [[unroll]] for (uint i = 0; i < IDLE; i++)
-                sum[0][i] = uintBitsToFloat(floatBitsToUint(sum[0][i]) ^ (nothing << i));
-            round += BLOCKS;
-        } while (round < n_block);
-        [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
-            if (row + r < last)
-                leave(row + r, g, lane, sum[r]);
-        row += AT_ONCE;
-    } while (ROWS > AT_ONCE && row < last);
+            if (PANEL == 8)
+                [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
+                    part[r][7] -= part[r][6];
+            [[unroll]] for (uint j = 0; j < GROUPS; j++) {
+                const uint of = up(j % PANEL);
+                const Eight t = w.at[w_at[j / PANEL] + b].side[j % PANEL / 2];
+                const uint side = of_lane(t.a, t.b) >> (j % 2 * 16) & 0xffffu;
+                const float scale = uintBitsToFloat(floatBitsToUint(scale_of(side)) - (of << 23));
+                [[unroll]] for (uint r = 0; r < AT_ONCE; r++) {
+                    const float all = x.at[x_at[r] + b].all * (ZERO_UNIT * float(1 << of));
+                    // a block beyond the last one counts nothing
+                    const float counts = h == 0 ? 1.0 : float(min(n_block - round - h, 1));
+                    const float unit = x.at[x_at[r] + b].unit * counts;
+                    sum[r][j] = fma(scale * unit, fma(-zeros_of(side), all, float(part[r][j])), sum[r][j]);
+                }
+            }
+        }
+        [[unroll]] for (uint i = 0; i < IDLE; i++)
+            sum[0][i] = uintBitsToFloat(floatBitsToUint(sum[0][i]) ^ (nothing << i));
+        round += BLOCKS;
+    } while (round < n_block);
+    [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
+        if (row + r < last)
+            leave(to[r], row + r, g, lane, sum[r]);
+}
+
+void main()
+{
+    know_lane();
+    const uint last = min(gl_WorkGroupID.y * ROWS + ROWS, p.step.at[p.count]);
+    uint row = gl_WorkGroupID.y * ROWS;
+
+    if (row < last) {
+        if (ROWS == AT_ONCE) { // a loop around the loop of blocks, even of one turn, is as bad as one behind it
+            pass(row, last);
+        } else {
+            do {
+                pass(row, last);
+                row += AT_ONCE;
+            } while (row < last);
+        }
+    }
 }

@@ -8,11 +8,11 @@
 #extension GL_KHR_shader_subgroup_ballot : require
 #include "mem.glsl"
 #include "direct.glsl"
-#include "fixed.glsl"
 
 layout(local_size_x = 8) in; // one subgroup
 layout(constant_id = 0) const uint MOST = ESP_FIXED_MOST_Q4;
 ESP_PUSH(esp_push_norm);
+#include "fixed.glsl"
 #include "squares.glsl"
 #include "begin_fixed.glsl"
 
@@ -32,6 +32,6 @@ void main()
                 v[j] = uintBitsToFloat(of_lane(e.a, e.b));
             }
         }
-        begin_fixed(p.y_at + t * p.y_stride, p.squares_at + t * p.squares_stride, i, width, v, MOST);
+        begin_fixed(begin_at(p.y_at + t * p.y_stride, p.squares_at + t * p.squares_stride, i, width), v, MOST);
     }
 }

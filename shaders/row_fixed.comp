@@ -7,11 +7,11 @@
 #extension GL_KHR_shader_subgroup_ballot : require
 #include "mem.glsl"
 #include "direct.glsl"
-#include "fixed.glsl"
 
 layout(local_size_x = 8) in; // one subgroup
 layout(constant_id = 0) const uint MOST = ESP_FIXED_MOST_Q4;
 ESP_PUSH(esp_push_matmul);
+#include "fixed.glsl"
 
 void main()
 {
@@ -20,13 +20,14 @@ void main()
     const uint last = min((gl_WorkGroupID.y + 1) * ESP_FIXED_BLOCKS, p.k4 / 8);
     uint b = gl_WorkGroupID.y * ESP_FIXED_BLOCKS;
     if (t < p.step.at[p.count] && b < last) do {
-        const uvec2 block = texels_on(p.act, p.x_at + t * p.x_stride + b * 8);
+        const uint at = p.x_at + t * p.x_stride + b * 8;
+        esp_eights x = esp_eights(texels_on(p.act, at));
         float v[4];
         [[unroll]] for (uint j = 0; j < 4; j++) {
-            const Eight e = esp_eights(block).at[j];
+            const Eight e = x.at[j];
             v[j] = uintBitsToFloat(of_lane(e.a, e.b));
         }
-        put_fixed(block, v, MOST);
+        put_fixed(fixed_at(at), v, MOST);
         b++;
     } while (b < last);
 }

@@ -239,7 +239,8 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
     if (p.first == ESP_K_ROW_FIXED) {
         p.spec[2] = how->norm.how;
         p.spec[3] = how->most;
-        p.n_spec = 4;
+        p.spec[4] = how->norm.how == ESP_SPLIT_END ? div_up(w->kp, 64) : 1;
+        p.n_spec = 5;
         if (how->fixed)
             p.first = ESP_N_KERNEL;
     }

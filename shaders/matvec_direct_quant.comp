@@ -3,16 +3,16 @@
 //   sum_k w x = sum over blocks of d * unit * (sum_k q a - z * sum_k a)
 // A row's bits do not depend on ROWS or on the rows beside it: sums within a block are exact, and blocks rise.
 //
-// A subgroup owns 8 groups of 8 columns, in one or two panels (weights_panel.glsl): lane l column l of each group. x was
+// A subgroup owns 8 or 16 groups of 8 columns, in one or two panels (weights_panel.glsl): lane l column l of each group. x was
 // made integers of 15 or 16 bits, block by block. They and the weights' are multiplied as 16 bits and summed in 32 without
 // loss, 32 k at a time: one instruction where processors have VNNI, two elsewhere, and a field needs no conversion; so
 // this is faster than float32.
 //
 // A round of a loop costs as much as a fourth of a block, for all that changes in it goes through masks and memory: so
-// it is of two blocks, or of several rows. A block's words are at constants from one address, which is told once.
+// it is of two blocks, or of two rows, or of 16 groups. A block's words are at constants from one address, which is told once.
 // With SPLIT it does half of a norm beside (ESP_SPLIT_* in push.h); with MOST it leaves integers where another such product will
 // read: what comes out of GEGLU, and z.
-// Grid: x = groups / 8, y = rows / ROWS.
+// Grid: x = groups / GROUPS, y = rows / ROWS.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -28,6 +28,7 @@ layout(constant_id = 1) const uint ROWS = 1; // 1, 2, 4 or 8
 layout(constant_id = 2) const uint SPLIT = ESP_SPLIT_NONE;
 layout(constant_id = 3) const uint MOST = 0; // of the integers that it leaves; 0: floats
 layout(constant_id = 4) const uint SQUARES = 1; // that a row of x has, with ESP_SPLIT_END
+layout(constant_id = 5) const uint GROUPS = 8; // 16: q4 with GEGLU and one row
 ESP_PUSH(esp_push_matmul);
 #include "weights.glsl"
 #include "epilogue.glsl"
@@ -35,17 +36,18 @@ ESP_PUSH(esp_push_matmul);
 #include "squares.glsl"
 #include "begin_fixed.glsl"
 
-const uint GROUPS = 8;
+const uint MOST_GROUPS = 16;         // arrays that go from function to function have a size that is known
 const uint STREAMS = GROUPS / PANEL; // panels
 const uint AT_ONCE = ROWS < 2 ? ROWS : 2; // rows
-const uint BLOCKS = PANEL == 8 && ROWS == 1 ? 2 : 1; // a round
+const uint BLOCKS = PANEL == 8 && ROWS == 1 && GROUPS == 8 ? 2 : 1; // a round
 
 // Mesa's LLVM takes every multiply-add of a round apart into two instructions, or none, which is faster by a fourth: by
 // whether one instruction more would make the round longer, as it reckons. Instructions that do nothing tip that; so many
 // do with LLVM 21 and its model of Sapphire Rapids. Elsewhere they are a thousandth of the work.
-const uint IDLE = SPLIT == ESP_SPLIT_BEGIN ? (PANEL == 4 && ROWS > 2 ? 6 : 3)
-                  : SPLIT == ESP_SPLIT_END ? (EPI == ESP_EPI_GEGLU && ROWS > 1 ? 1 : 0)
-                                           : (EPI == ESP_EPI_GEGLU ? 0 : 1);
+const uint IDLE_BEGIN = PANEL == 4 && ROWS > 2 ? 6 : 3;
+const uint IDLE_END = EPI == ESP_EPI_GEGLU && ROWS > 1 ? 1 : 0;
+const uint IDLE_ELSE = EPI != ESP_EPI_GEGLU ? 1 : (GROUPS > 8 ? 3 : 0);
+const uint IDLE = SPLIT == ESP_SPLIT_BEGIN ? IDLE_BEGIN : (SPLIT == ESP_SPLIT_END ? IDLE_END : IDLE_ELSE);
 
 struct Block {
     Eight word[32], side[BLOCK_TEXELS / 2 - 32];
@@ -97,7 +99,7 @@ float inv_rms(const uint row)
 // What becomes of a row's sums, of groups from g on, as far as it can be told before the loop.
 struct Leave {
     float by;
-    FixedAt at; // GEGLU
+    FixedAt at[MOST_GROUPS / 8]; // GEGLU
     Begin begin;
 };
 
@@ -106,22 +108,24 @@ Leave leave_at(const uint row, const uint g)
     Leave l;
     l.by = SPLIT == ESP_SPLIT_END ? inv_rms(row) : 1.0;
     if (EPI == ESP_EPI_GEGLU)
-        l.at = fixed_at(p.y_at + row * p.y_stride + (p.group0 + g / 2) * 2);
+        [[unroll]] for (uint i = 0; i < GROUPS / 8; i++)
+            l.at[i] = fixed_at(p.y_at + row * p.y_stride + (p.group0 + g / 2) * 2 + 8 * i);
     if (SPLIT == ESP_SPLIT_BEGIN)
         l.begin = begin_at(p.z_at + row * p.z_stride, p.squares_at + row * p.squares_stride, (p.group0 + g) / 8,
                            p.z_stride * 4);
     return l;
 }
 
-void leave(const Leave l, const uint row, const uint g, const uint lane, const float sum[GROUPS])
+void leave(const Leave l, const uint row, const uint g, const uint lane, const float sum[MOST_GROUPS])
 {
-    float v[GROUPS];
+    float v[MOST_GROUPS];
     if (EPI == ESP_EPI_GEGLU) {
         [[unroll]] for (uint j = 0; j < GROUPS / 2; j++)
             v[j] = g + 2 * j < p.n_group ? esp_gelu(sum[2 * j] * l.by) * (sum[2 * j + 1] * l.by) : 0.0;
         if (MOST > 0) {
-            if (fits(g / 2))
-                put_fixed(l.at, float[4](v[0], v[1], v[2], v[3]), MOST);
+            [[unroll]] for (uint i = 0; i < GROUPS / 8; i++)
+                if (fits(g / 2 + 4 * i))
+                    put_fixed(l.at[i], float[4](v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]), MOST);
         } else {
             [[unroll]] for (uint j = 0; j < GROUPS / 2; j++)
                 if (g + 2 * j < p.n_group && fits(g / 2 + j))
@@ -135,8 +139,12 @@ void leave(const Leave l, const uint row, const uint g, const uint lane, const f
                 put(row, g + j, lane, v[j]);
             }
         }
-        if (SPLIT == ESP_SPLIT_BEGIN)
-            begin_fixed(l.begin, v, MOST);
+        if (SPLIT == ESP_SPLIT_BEGIN) {
+            float w[8];
+            [[unroll]] for (uint j = 0; j < 8; j++)
+                w[j] = v[j];
+            begin_fixed(l.begin, w, MOST);
+        }
     }
 }
 
@@ -151,7 +159,7 @@ void pass(const uint row, const uint last)
     esp_blocks w = esp_blocks(texels_on(uvec2(p.w), p.w_at));
     esp_fixed x = esp_fixed(texels_on(p.act, p.x_at));
     uint x_at[AT_ONCE], w_at[STREAMS];
-    float sum[AT_ONCE][GROUPS];
+    float sum[AT_ONCE][MOST_GROUPS];
     [[unroll]] for (uint i = 0; i < STREAMS; i++) // the last one's neighbour may not exist
         w_at[i] = min(gl_WorkGroupID.x * STREAMS + i, n_panel - 1) * n_block;
     [[unroll]] for (uint r = 0; r < AT_ONCE; r++) {
@@ -166,7 +174,7 @@ void pass(const uint row, const uint last)
     do {
         [[unroll]] for (uint h = 0; h < BLOCKS; h++) {
             const uint b = h == 0 ? round : min(round + h, n_block - 1);
-            int part[AT_ONCE][GROUPS];
+            int part[AT_ONCE][MOST_GROUPS];
             [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
                 [[unroll]] for (uint j = 0; j < GROUPS; j++)
                     part[r][j] = 0;
@@ -183,7 +191,8 @@ void pass(const uint row, const uint last)
             }
             if (PANEL == 8)
                 [[unroll]] for (uint r = 0; r < AT_ONCE; r++)
-                    part[r][7] -= part[r][6];
+                    [[unroll]] for (uint j = 7; j < GROUPS; j += 8)
+                        part[r][j] -= part[r][j - 1];
             [[unroll]] for (uint j = 0; j < GROUPS; j++) {
                 const uint of = up(j % PANEL);
                 const Eight t = w.at[w_at[j / PANEL] + b].side[j % PANEL / 2];

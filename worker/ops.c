@@ -240,7 +240,11 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
         p.spec[2] = how->norm.how;
         p.spec[3] = how->most;
         p.spec[4] = how->norm.how == ESP_SPLIT_END ? div_up(w->kp, 64) : 1;
-        p.n_spec = 5;
+        /* what is loaded of x serves twice as many columns: where one row is all that it serves, and columns are many */
+        if (w->wtype == ESP_W_Q4 && how->few == 1 && how->epilogue == ESP_EPI_GEGLU)
+            p.tile.cols = 16;
+        p.spec[5] = p.tile.cols;
+        p.n_spec = 6;
         if (how->fixed)
             p.first = ESP_N_KERNEL;
     }

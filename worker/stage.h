@@ -80,7 +80,7 @@ struct esp_stage_info_out {
     uint64_t kv_blocks, kv_used_blocks;
     uint32_t block_tokens;
     uint32_t n_seqs, n_images; /* live now */
-    bool few_rounded;          /* products of a few rows round x to 15 or 16 bits: shaders/row_fixed.comp */
+    bool few_rounded;          /* products of a few rows round x to 15 or 16 bits: shaders/fixed.glsl */
 };
 void esp_stage_info(const struct esp_stage *stage, struct esp_stage_info_out *out);
 

@@ -12,7 +12,7 @@ layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer es
 // Which lane this is, to be told before anything else (know_lane). What is first known within a loop and used behind it, be it the
 // constant of an address that both have, is no constant there any more, and LLVM cuts the loop in two to keep it: all that a round
 // loads goes through memory then, which costs a fifth. So kernels whose loop counts tell before it where their results go, load
-// there what else those need, and have no second loop behind or around it.
+// there what else those need, and have no second loop behind it, and none around it where they take one row or two.
 bool lane_is[8];
 
 void know_lane()

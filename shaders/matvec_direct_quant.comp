@@ -9,7 +9,7 @@
 // this is faster than float32.
 //
 // A round of a loop costs as much as a fourth of a block, for all that changes in it goes through masks and memory: so
-// it is of two blocks, or of two rows, or of 16 groups. A block's words are at constants from one address, which is told once.
+// it is of two blocks of q4, or of two rows, or of 16 groups. A block's words are at constants from one address, which is told once.
 // With SPLIT it does half of a norm beside (ESP_SPLIT_* in push.h); with MOST it leaves integers where another such product will
 // read: what comes out of GEGLU, and z.
 // Grid: x = groups / GROUPS, y = rows / ROWS.
@@ -124,7 +124,7 @@ void leave(const Leave l, const uint row, const uint g, const uint lane, const f
             v[j] = g + 2 * j < p.n_group ? esp_gelu(sum[2 * j] * l.by) * (sum[2 * j + 1] * l.by) : 0.0;
         if (MOST > 0) {
             [[unroll]] for (uint i = 0; i < GROUPS / 8; i++)
-                if (fits(g / 2 + 4 * i))
+                if (g + 8 * i < p.n_group && fits(g / 2 + 4 * i)) // what is beyond a part is another's
                     put_fixed(l.at[i], float[4](v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]), MOST);
         } else {
             [[unroll]] for (uint j = 0; j < GROUPS / 2; j++)

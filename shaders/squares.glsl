@@ -1,4 +1,4 @@
-// What norm_begin.comp and matvec_gpu.comp must compute to the same bits: no multiplication is fused with an addition.
+// What all kernels that begin a norm must compute to the same bits: no multiplication is fused with an addition.
 float square(const float v)
 {
     precise const float s = v * v;

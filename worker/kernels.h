@@ -20,7 +20,7 @@ enum esp_kernel {
     ESP_K_MATMUL_COOP, /* gpu class, where the compiler and the device have cooperative matrices */
     ESP_K_ROW_SCALE,   /* what it needs to know of x */
     ESP_K_MATVEC,      /* few rows: decode, logits */
-    ESP_K_ROW_FIXED, /* direct class: what becomes of x before quantised weights, where it is still floats */
+    ESP_K_ROW_FIXED,   /* direct class: x before quantised weights, if it is floats */
     ESP_K_ROPE_KV,
     ESP_K_ATTENTION,
     ESP_K_ATTENTION_WIDE,   /* texel class: many rows */

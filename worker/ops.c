@@ -241,7 +241,7 @@ static struct product product_plan(const struct esp_rec *rec, const struct esp_m
         p.spec[3] = how->most;
         p.spec[4] = how->norm.how == ESP_SPLIT_END ? div_up(w->kp, 64) : 1;
         /* what is loaded of x serves twice as many columns: where one row is all that it serves, and columns are many */
-        if (w->wtype == ESP_W_Q4 && how->few == 1 && how->epilogue == ESP_EPI_GEGLU)
+        if (w->wtype == ESP_W_Q4 && how->few == 1 && how->epilogue == ESP_EPI_GEGLU && p.tile.cols == 8)
             p.tile.cols = 16;
         p.spec[5] = p.tile.cols;
         p.n_spec = 6;
@@ -300,6 +300,9 @@ void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, co
                                      esp_wtype_name(w->wtype));
         return;
     }
+    if (!rec->st && rec->space->vk->cls == ESP_VK_DIRECT && (how->most || how->norm.how) &&
+        !esp_mat_fixed(rec->space->vk, w))
+        rec->st = esp_fail(rec->err, ESP_E_INTERNAL, "%s: no integers from such weights", pr.code->name);
     if (pr.first == ESP_K_ROW_SCALE && !how->scale_at && !rec->st)
         rec->st = esp_fail(rec->err, ESP_E_INTERNAL, "%s: no scratch for scales of rows", pr.code->name);
     for (uint32_t i = 0; i < w->n_part; i++) {
@@ -402,6 +405,8 @@ void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_
                                        .squares_at = norm->squares.at,
                                        .squares_stride = norm->squares.stride};
 
+    if (direct && !most && !rec->st)
+        rec->st = esp_fail(rec->err, ESP_E_INTERNAL, "a norm begun for weights that take no integers");
     launch(rec, &(struct launch){.code = find(rec, ESP_K_NORM_BEGIN, ESP_W_NONE),
                                  .spec = &most,
                                  .n_spec = direct,

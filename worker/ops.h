@@ -103,7 +103,7 @@ struct esp_rec {
 /** A norm taken apart (ESP_SPLIT_* in shaders/push.h), where esp_norm_splits. `weight` is an index into vec. */
 struct esp_split_norm {
     uint32_t how;               /* ESP_SPLIT_* */
-    struct esp_rows z, squares; /* begun: f32[T, D] and f32[T, D / 8], or less; ended: x is z */
+    struct esp_rows z, squares; /* begun: f32[T, D] and f32[T, D / 8] (direct: D / 64); ended: x is z */
     uint32_t weight;            /* begun */
     uint32_t width;             /* D */
     float eps;                  /* ended */
@@ -127,10 +127,11 @@ struct esp_matmul_how {
     enum esp_count count; /* ROWS or WANTS */
     float cap;
     uint32_t scale_at; /* scratch, a float a row, from this texel on; 0: none, and no cooperative matrices */
-    struct esp_split_norm norm; /* a few rows, ESP_EPI_ADD to begin one; zeroed: none */
-    bool fixed;                 /* x is integers already */
-    uint32_t
-        most; /* leaves integers up to it, z or with ESP_EPI_GEGLU y: esp_mat_fixed of the reader; 0: floats */
+    /* a few rows, ESP_EPI_ADD to begin one; direct class: where w has esp_mat_fixed; zeroed: none */
+    struct esp_split_norm norm;
+    bool fixed; /* x is integers already */
+    /* leaves integers up to it, z or with ESP_EPI_GEGLU y: esp_mat_fixed of the reader, where w has it too; 0: floats */
+    uint32_t most;
 };
 void esp_op_matmul(struct esp_rec *rec, struct esp_rows y, struct esp_rows x, const struct esp_mat *w,
                    const struct esp_matmul_how *how);

@@ -66,7 +66,8 @@ static uint64_t plan_decoder(struct esp_layout *l, const struct esp_vk *vk, cons
     l->tx = place(&at, max_rows, t->width);
     l->th = place(&at, max_rows, t->width);
     if (esp_norm_splits(vk) && !t->post_norms)
-        l->squares = place(&at, max_rows, 4 * stride_of(t->width) / 8);
+        l->squares = place(&at, max_rows,
+                           vk->cls == ESP_VK_DIRECT ? (t->width + 63) / 64 : 4 * stride_of(t->width) / 8);
     attn_end = mlp_end = at;
     l->tqkv = place(&attn_end, max_rows, (t->n_head + 2 * t->n_kv_head) * h);
     l->tattn = place(&attn_end, max_rows, t->n_head * h);
@@ -405,31 +406,28 @@ static void whole_layer(struct recorder *r, struct esp_program *p, uint32_t i, u
     end(r, p, "prefill", (int)(r->spec->dec_lo + i), at->tx, t->width);
 }
 
-/* Whether norms are taken apart in layers of few rows; in the direct class integers go from product to product then. */
-static bool splits(const struct recorder *r)
+/* Whether a layer of few rows takes its norms apart; in the direct class integers go from product to product then. It follows
+ * from the layer alone, so its bits do not depend on where layers are cut. */
+static bool splits(const struct recorder *r, uint32_t i)
 {
     const struct esp_vk *vk = r->space->vk;
+    const struct esp_dec_layer *l = &r->w->dec[i];
 
-    if (!r->ps->at.squares.stride)
+    if (!r->ps->at.squares.stride || i >= r->spec->dec_hi - r->spec->dec_lo)
         return false;
-    for (uint32_t i = 0; vk->cls == ESP_VK_DIRECT && i < r->spec->dec_hi - r->spec->dec_lo; i++) {
-        const struct esp_dec_layer *l = &r->w->dec[i];
-        if (!esp_mat_fixed(vk, &l->qkv) || !esp_mat_fixed(vk, &l->o) || !esp_mat_fixed(vk, &l->gate_up) ||
-            !esp_mat_fixed(vk, &l->down))
-            return false;
-    }
-    return true;
+    return vk->cls != ESP_VK_DIRECT || (esp_mat_fixed(vk, &l->qkv) && esp_mat_fixed(vk, &l->o) &&
+                                        esp_mat_fixed(vk, &l->gate_up) && esp_mat_fixed(vk, &l->down));
 }
 
 /* The same of few rows with its norms taken apart: on GPUs seven dispatches instead of nine. x goes on to the layer behind with the
- * first half of that one's norm, within a stage; where a stage begins that is done anew, to the same bits. */
+ * first half of that one's norm, within a stage; where a stage begins, or layers that do so, that is done anew, to the same bits. */
 static void few_layer(struct recorder *r, struct esp_program *p, uint32_t i, uint32_t few)
 {
     const struct esp_text_config *t = &r->c->text;
     const struct esp_layout *at = &r->ps->at;
     const struct esp_vk *vk = r->space->vk;
     const struct esp_dec_layer *l = &r->w->dec[i];
-    const struct esp_dec_layer *next = i + 1 == r->spec->dec_hi - r->spec->dec_lo ? NULL : l + 1;
+    const struct esp_dec_layer *next = splits(r, i + 1) ? l + 1 : NULL;
     const struct esp_split_norm second = {
         .how = ESP_SPLIT_END, .squares = at->squares, .width = t->width, .eps = t->rms_eps};
     struct esp_split_norm first = {.how = ESP_SPLIT_BEGIN,
@@ -452,7 +450,7 @@ static void few_layer(struct recorder *r, struct esp_program *p, uint32_t i, uin
     attn.whole = p == &r->ps->decode[ESP_FEW_WHOLE];
     attn.parts_at = at->parts;
     begin(r, p);
-    if (i == 0)
+    if (i == 0 || !splits(r, i - 1))
         esp_op_norm_begin(&r->rec, at->tx, &first, esp_mat_fixed(vk, &l->qkv));
     product_how(r, p, at->tqkv, at->th, &l->qkv, &qkv);
     esp_op_rope_kv(&r->rec, at->tqkv, &attn);
@@ -486,7 +484,7 @@ static void decoder_program(struct recorder *r, struct esp_program *p, uint32_t 
         esp_op_rows_in(&r->rec, at->tx, t->width);
     end(r, p, r->spec->embed ? "prefill.inputs_embeds" : "", -1, at->tx, t->width);
     for (uint32_t i = 0; i < n_layer; i++) {
-        if (few && splits(r))
+        if (few && splits(r, i))
             few_layer(r, p, i, few);
         else
             whole_layer(r, p, i, few);

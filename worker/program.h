@@ -31,7 +31,7 @@ enum esp_decode_few { ESP_FEW_1, ESP_FEW_2, ESP_FEW_4, ESP_FEW_8, ESP_FEW_WHOLE,
 struct esp_layout {
     struct esp_rows x, h, qkv, attn, mlp, patches; /* encoder's while it runs */
     struct esp_rows tx, th, tqkv, tattn, tmlp;     /* decoder's */
-    struct esp_rows squares;                       /* f32[., D / 8], where products do halves of norms */
+    struct esp_rows squares;                       /* f32[., D / 8 or 64], where products halve norms */
     uint32_t scales;           /* a float for every row of either, where products need them; else 0 */
     uint32_t parts, max_items; /* split attention: scratch, and items it has room for; 0: none */
     struct esp_rows pick;      /* f32[ESP_HEAD_ROWS, D]: normed rows of the wants */

@@ -393,7 +393,7 @@ static void in_a_layer(struct esp_matmul_how *how, const struct variant *v, cons
 
     how->fixed = esp_mat_fixed(v->vk, m);
     how->most = begins || how->epilogue == ESP_EPI_GEGLU ? esp_mat_fixed(v->vk, m) : 0;
-    if (esp_norm_splits(v->vk))
+    if (v->vk->cls == ESP_VK_GPU || how->fixed)
         how->norm = (struct esp_split_norm){.how = begins ? ESP_SPLIT_BEGIN : ESP_SPLIT_END,
                                             .z = {at, y.stride},
                                             .squares = {at + v->want.rows * y.stride, m->kp / 4},
@@ -413,9 +413,8 @@ static void make(struct variant *v)
     struct esp_rows x, y;
     struct esp_rand r;
     uint64_t act = 0, kv = 1;
-    uint32_t block = 0, n_block = 0, n_items = 0,
-             extra = 0, /* scratch: of split attention, or scales of rows */
-        norm_at = 0, n_vec = 4;
+    uint32_t block = 0, n_block = 0, n_items = 0, norm_at = 0, n_vec = 4;
+    uint32_t extra = 0; /* scratch: of split attention, or scales of rows */
 
     esp_rand_init(&r, 1);
     open_device(v);
@@ -445,7 +444,7 @@ static void make(struct variant *v)
         act += (w->rows + 3) / 4;
         norm_at = (uint32_t)act;
         act += w->layer ? (uint64_t)w->rows * (y.stride + (y.stride > x.stride ? y.stride : x.stride)) : 0;
-        n_vec += w->n;
+        n_vec += (uint32_t)esp_round_up(w->n, 32);
     }
     v->space.n_chunk = 1;
     v->space.chunk[0] = &v->weights;
@@ -467,7 +466,7 @@ static void make(struct variant *v)
     must(esp_cmd_begin(v->cmd, false, &err), &err);
     rec.cmd = v->cmd;
     instead = v->spirv ? &v->code : NULL;
-    if (attention)
+    if (attention) {
         esp_op_attention(&rec, y, x,
                          &(struct esp_attn_how){.n_head = w->n_head,
                                                 .n_kv = w->n_kv,
@@ -477,7 +476,7 @@ static void make(struct variant *v)
                                                 .few = w->rows <= 8,
                                                 .whole = n_items == 0,
                                                 .parts_at = extra});
-    else {
+    } else {
         struct esp_matmul_how how = {.epilogue = w->epilogue,
                                      .few = w->kernel == ESP_K_MATVEC ? w->few : 0,
                                      .count = ESP_COUNT_ROWS,

@@ -27,6 +27,7 @@ static const struct split_case cases[] = {
     {33, 72, 5, ESP_W_STORED, false, 0, 1},    {404, 64, 9, ESP_W_Q8, true, 3, 2},
     {216, 144, 7, ESP_W_Q4, false, 3, 3},      {1152, 304, 3, ESP_W_Q4, true, 4, 1},
     {2048, 256, 5, ESP_W_STORED, false, 4, 2}, {2048, 64, 9, ESP_W_Q8, false, 0, 1},
+    {96, 192, 3, ESP_W_Q4, true, 0, 2},        {96, 160, 5, ESP_W_Q4, true, 0, 2},
     {33, 80, 6, ESP_W_Q4, true, 0, 1},         {608, 336, 4, ESP_W_Q8, true, 0, 1},
 };
 
@@ -115,6 +116,7 @@ static void run(struct result *out, const struct split_case *c, const struct esp
     mf = esp_rig_mat(f, c->parts, 1);
     mo = esp_rig_mat(o, c->parts, 1);
     most = esp_mat_fixed(esp_rig.vk, &mf);
+    assert_true(!direct() || (most > 0 && esp_mat_fixed(esp_rig.vk, &mo) > 0));
     end.fixed = most > 0;
     add.most = most;
     esp_rig_ready();
@@ -157,9 +159,17 @@ static double expect(double *out, const struct split_case *c, const struct esp_w
 
     esp_ref_rmsnorm(normed, x, norm, c->rows, c->width, 1e-6);
     for (size_t i = 0; i < n; i++)
-        rounded[i] = (float)normed[i];
-    if (direct())
+        rounded[i] = direct() ? x[i] * (1 + norm[i % c->width]) : (float)normed[i];
+    if (direct()) {
         more = esp_rig_round_blocks(rounded, c->rows, c->width, c->type);
+        for (uint32_t t = 0; t < c->rows; t++) {
+            double sum = 0;
+            for (size_t i = (size_t)t * c->width; i < (size_t)(t + 1) * c->width; i++)
+                sum += (double)x[i] * x[i];
+            for (size_t i = (size_t)t * c->width; i < (size_t)(t + 1) * c->width; i++)
+                rounded[i] = (float)(rounded[i] / sqrt(sum / c->width + 1e-6));
+        }
+    }
     esp_ref_matmul(out, rounded, w[0].values, NULL, c->rows, c->hidden, c->width);
     if (c->geglu) {
         esp_ref_matmul(up, rounded, w[1].values, NULL, c->rows, c->hidden, c->width);
@@ -219,6 +229,8 @@ static void run_case(const struct split_case *c, uint64_t seed)
         assert_memory_equal(other.x, first.x, n * sizeof *x);
         assert_memory_equal(other.y[0], first.y[0], n_y * sizeof *x);
         assert_memory_equal(other.y[1], first.y[1], n_y * sizeof *x);
+        if (direct() && c->geglu)
+            assert_memory_equal(other.fixed, first.fixed, n_y * sizeof *x);
     }
     for (uint32_t i = 0; i < f.n_part; i++)
         esp_weights_want(&wf[i], c->type);

@@ -14,6 +14,7 @@
 #extension GL_KHR_shader_subgroup_ballot : require
 #include "mem.glsl"
 #include "math.glsl"
+#include "lanes.glsl"
 
 layout(local_size_x = 8) in;
 ESP_PUSH(esp_push_attention);
@@ -22,25 +23,6 @@ ESP_PUSH(esp_push_attention);
 const uint SETS = TILE / 8;       // of queries, a lane each
 const uint ROUNDS = (H4 + 7) / 8; // of 8 lanes over the quads of a head
 const uint AHEAD = 8;             // keys whose values are loaded at once
-
-// Largest, and sum, over the lanes, in one order: cheaper here than the subgroup's own.
-float largest(const float v)
-{
-    const float a = max(max(subgroupBroadcast(v, 0), subgroupBroadcast(v, 1)),
-                        max(subgroupBroadcast(v, 2), subgroupBroadcast(v, 3)));
-    const float b = max(max(subgroupBroadcast(v, 4), subgroupBroadcast(v, 5)),
-                        max(subgroupBroadcast(v, 6), subgroupBroadcast(v, 7)));
-    return max(a, b);
-}
-
-float total(const float v)
-{
-    const float a = (subgroupBroadcast(v, 0) + subgroupBroadcast(v, 1)) +
-                    (subgroupBroadcast(v, 2) + subgroupBroadcast(v, 3));
-    const float b = (subgroupBroadcast(v, 4) + subgroupBroadcast(v, 5)) +
-                    (subgroupBroadcast(v, 6) + subgroupBroadcast(v, 7));
-    return a + b;
-}
 
 void main()
 {

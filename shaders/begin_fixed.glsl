@@ -1,6 +1,6 @@
 // The first half of an RMSNorm (ESP_SPLIT_* in push.h) in the direct class: z as integers, and a sum of squares for every 64
 // columns. What begins one must compute it to the same bits.
-// Needs: fixed.glsl, squares.glsl, p with weight.
+// Needs: lanes.glsl, fixed.glsl, squares.glsl, p with weight.
 
 // What is known of columns 64 i .. 64 i + 63 of a row before they are; those from `width` on, a multiple of 32, are none.
 struct Begin {

@@ -17,17 +17,6 @@ uvec2 texels_on(const uvec2 address, const uint texels)
     return uvec2(low, address.y + (texels >> 28) + carry);
 }
 
-// Over the lanes, in one order; cheaper here than the subgroup's own.
-float total(const float v)
-{
-    precise const float a = (subgroupBroadcast(v, 0) + subgroupBroadcast(v, 1)) +
-                            (subgroupBroadcast(v, 2) + subgroupBroadcast(v, 3));
-    precise const float b = (subgroupBroadcast(v, 4) + subgroupBroadcast(v, 5)) +
-                            (subgroupBroadcast(v, 6) + subgroupBroadcast(v, 7));
-    precise const float all = a + b;
-    return all;
-}
-
 // Where a block from a texel of p.act on takes what put_fixed leaves, in words: this lane's two of pairs, and in lanes 0 and 1 unit
 // and all. Told apart from it so that it can be known before a loop (know_lane in direct.glsl).
 struct FixedAt {

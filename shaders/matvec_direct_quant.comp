@@ -32,6 +32,7 @@ layout(constant_id = 5) const uint GROUPS = 8; // 16: q4 with GEGLU and one row
 ESP_PUSH(esp_push_matmul);
 #include "weights.glsl"
 #include "epilogue.glsl"
+#include "lanes.glsl"
 #include "fixed.glsl"
 #include "squares.glsl"
 #include "begin_fixed.glsl"

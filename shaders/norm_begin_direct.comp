@@ -12,6 +12,7 @@
 layout(local_size_x = 8) in; // one subgroup
 layout(constant_id = 0) const uint MOST = ESP_FIXED_MOST_Q4;
 ESP_PUSH(esp_push_norm);
+#include "lanes.glsl"
 #include "fixed.glsl"
 #include "squares.glsl"
 #include "begin_fixed.glsl"

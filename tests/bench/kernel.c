@@ -56,11 +56,21 @@ const struct esp_kernel_code *__real_esp_kernel_find(enum esp_kernel kernel, enu
 const struct esp_kernel_code *__wrap_esp_kernel_find(enum esp_kernel kernel, enum esp_vk_class cls,
                                                      enum esp_wtype weights);
 
+/* What the engine may take for an operation of ours: whichever it is, the variant's code stands in for it. */
+static bool same_op(enum esp_kernel a, enum esp_kernel of)
+{
+    if (of == ESP_K_ATTENTION)
+        return a == ESP_K_ATTENTION || a == ESP_K_ATTENTION_WIDE || a == ESP_K_ATTENTION_FLASH ||
+               a == ESP_K_ATTENTION_SLICES;
+    return a == of || (of == ESP_K_MATMUL && a == ESP_K_MATMUL_COOP);
+}
+
 /* The linker puts this in the place of esp_kernel_find. */
 const struct esp_kernel_code *__wrap_esp_kernel_find(enum esp_kernel kernel, enum esp_vk_class cls,
                                                      enum esp_wtype weights)
 {
-    return instead && instead->kernel == kernel ? instead : __real_esp_kernel_find(kernel, cls, weights);
+    return instead && same_op(kernel, instead->kernel) ? instead
+                                                       : __real_esp_kernel_find(kernel, cls, weights);
 }
 
 static void usage(FILE *f)

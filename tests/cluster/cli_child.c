@@ -181,7 +181,7 @@ void script_tell(struct script *s, const struct esp_peer *to, struct esp_msg *ms
 
 void child_wait(struct child *c, struct script *s)
 {
-    const int64_t end = esp_now_ms() + CHILD_DEADLINE_MS;
+    const int64_t end = esp_now_ms() + ESP_PATIENCE_MS;
     int status = 0;
 
     while (c->fd[0] >= 0 || c->fd[1] >= 0 || waitpid(c->pid, &status, WNOHANG) == 0) {
@@ -204,7 +204,7 @@ void child_wait(struct child *c, struct script *s)
         if (esp_now_ms() > end) {
             kill(c->pid, SIGKILL);
             waitpid(c->pid, &status, 0);
-            fail_msg("no end within %d ms; stdout:\n%s\nstderr:\n%s", CHILD_DEADLINE_MS, OUT(c), ERR(c));
+            fail_msg("no end within %d ms; stdout:\n%s\nstderr:\n%s", ESP_PATIENCE_MS, OUT(c), ERR(c));
         }
     }
     c->exit = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
@@ -212,7 +212,7 @@ void child_wait(struct child *c, struct script *s)
 
 void child_wait_for(struct child *c, int stream, const char *text)
 {
-    const int64_t end = esp_now_ms() + CHILD_DEADLINE_MS;
+    const int64_t end = esp_now_ms() + ESP_PATIENCE_MS;
 
     while (text ? !strstr(c->text[stream], text) : c->n[stream] == 0) {
         const bool late = esp_now_ms() > end;

@@ -10,9 +10,9 @@
 #include <sys/types.h>
 
 #include "proto/link.h"
+#include "tests/support/patience.h"
 
-#define CHILD_DEADLINE_MS 60000 /* generous: a loaded machine, sanitizers */
-#define CHILD_MAX_OUTPUT  (1u << 20)
+#define CHILD_MAX_OUTPUT (1u << 20)
 
 struct child {
     pid_t pid;

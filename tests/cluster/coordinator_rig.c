@@ -70,7 +70,7 @@ void rig_start(struct rig *rig, const char *arg, ...)
 
 void rig_reap(struct rig *rig)
 {
-    const int64_t until = esp_now_ms() + RIG_DEADLINE_MS;
+    const int64_t until = esp_now_ms() + ESP_PATIENCE_MS;
     int status = 0;
 
     while (rig->pid && waitpid(rig->pid, &status, WNOHANG) == 0) {
@@ -458,7 +458,7 @@ void rig_pump(struct rig *rig, int ms)
 
 void rig_until(struct rig *rig, bool (*cond)(struct rig *rig, void *arg), void *arg, const char *what)
 {
-    const int64_t until = esp_now_ms() + RIG_DEADLINE_MS;
+    const int64_t until = esp_now_ms() + ESP_PATIENCE_MS;
 
     while (!cond(rig, arg)) {
         if (esp_now_ms() > until)
@@ -594,7 +594,7 @@ void rig_come_back(struct rig *rig, int i, const uint8_t *ticket, uint64_t id, u
 
 const struct esp_msg *rig_take(struct rig *rig, int i, enum esp_msg_kind kind)
 {
-    const int64_t until = esp_now_ms() + RIG_DEADLINE_MS;
+    const int64_t until = esp_now_ms() + ESP_PATIENCE_MS;
     struct rig_client *c = &rig->c[i];
 
     for (;;) {

@@ -5,7 +5,7 @@
  * The workers compute nothing: together they are one fake language model, whose logits are a hash of the
  * tokens of a sequence, and they keep books of sequences and pictures as stages do, so that a wrong position,
  * a fork of the dead or a leak fails the test. Everything is driven by rig_pump from the test's one thread;
- * waits have a deadline of RIG_DEADLINE_MS and look at conditions, never at time alone.
+ * waits have a deadline of ESP_PATIENCE_MS and look at conditions, never at time alone.
  */
 #ifndef ESP_TEST_COORDINATOR_RIG_H
 #define ESP_TEST_COORDINATOR_RIG_H
@@ -14,19 +14,19 @@
 
 #include "model/checkpoint.h"
 #include "proto/link.h"
+#include "tests/support/patience.h"
 
-#define RIG_DEADLINE_MS 30000
-#define RIG_MODEL       "tests/golden/data/tiny"
-#define RIG_VOCAB       5568
-#define RIG_EOS         1
-#define RIG_IMAGE_ROWS  16
-#define RIG_WORKERS     4
-#define RIG_CLIENTS     4
-#define RIG_HELD        16
-#define RIG_SEQS        256
-#define RIG_SEQ_TOKENS  2048
-#define RIG_INBOX       4096
-#define RIG_BLOCK       16 /* tokens of a KV block */
+#define RIG_MODEL      "tests/golden/data/tiny"
+#define RIG_VOCAB      5568
+#define RIG_EOS        1
+#define RIG_IMAGE_ROWS 16
+#define RIG_WORKERS    4
+#define RIG_CLIENTS    4
+#define RIG_HELD       16
+#define RIG_SEQS       256
+#define RIG_SEQ_TOKENS 2048
+#define RIG_INBOX      4096
+#define RIG_BLOCK      16 /* tokens of a KV block */
 
 struct rig_worker {
     struct esp_link *link;

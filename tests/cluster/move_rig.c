@@ -137,7 +137,7 @@ void rig_send_move(struct rig *rig, int i, uint64_t epoch, uint32_t lo, uint32_t
 void rig_take_moved(struct rig *rig, uint64_t epoch, uint32_t n_layers, uint32_t n_images,
                     struct rig_moved *m)
 {
-    const uint64_t end = esp_now_ns() + RIG_DEADLINE_MS * UINT64_C(1000000);
+    const uint64_t end = esp_now_ns() + ESP_PATIENCE_MS * UINT64_C(1000000);
 
     memset(m, 0, sizeof *m);
     while (m->n_layers < n_layers || m->n_images < n_images) {
@@ -147,7 +147,7 @@ void rig_take_moved(struct rig *rig, uint64_t epoch, uint32_t n_layers, uint32_t
         if (esp_now_ns() > end)
             fail_msg("%u of %u layers and %u of %u pictures came in time", m->n_layers, n_layers, m->n_images,
                      n_images);
-        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, RIG_DEADLINE_MS, NULL),
+        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, ESP_PATIENCE_MS, NULL),
                          ESP_OK);
         if (esp_link_recv(rig->link, &from, &msg, NULL))
             continue;
@@ -200,7 +200,7 @@ struct rig_moved rig_replace(struct rig *rig, uint64_t epoch, const struct rig_c
 
 void rig_expect_held(struct rig *rig, int i, uint64_t epoch, uint32_t n_seqs, uint32_t n_images)
 {
-    const uint64_t end = esp_now_ns() + RIG_DEADLINE_MS * UINT64_C(1000000);
+    const uint64_t end = esp_now_ns() + ESP_PATIENCE_MS * UINT64_C(1000000);
 
     for (;;) {
         struct esp_msg msg;

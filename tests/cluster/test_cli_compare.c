@@ -248,7 +248,7 @@ static void test_interrupted(void **state)
                                 (const char *[]){"compare", "--model", TINY, "--workers", "1", "--data",
                                                  r->set, "--weights", "q8", "--limit", "1", NULL});
         while (!child_over(&c) && n_times(ERR(&c), "starting 1 worker") < nth) {
-            if (esp_now_ms() - c.started_ms > CHILD_DEADLINE_MS) {
+            if (esp_now_ms() - c.started_ms > ESP_PATIENCE_MS) {
                 kill(c.pid, SIGKILL);
                 fail_msg("start number %u does not come:\n%s", nth, ERR(&c));
             }

@@ -152,7 +152,7 @@ static void wait_for_files(const char *cache, unsigned n)
     unsigned got;
 
     while ((got = count_files(cache, last)) < n) {
-        if (esp_now_ms() - start > CHILD_DEADLINE_MS)
+        if (esp_now_ms() - start > ESP_PATIENCE_MS)
             fail_msg("%u chunks on disk, expected %u", got, n);
         poll(NULL, 0, 5);
     }

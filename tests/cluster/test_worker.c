@@ -121,7 +121,7 @@ static void test_bad_endpoints(void **state)
                                            cases[i].bind ? cases[i].bind : "ipc:///tmp/espalier-test-none",
                                        .device = {"Fake", "fake 1", "fake", 4, 1, 1, 1, 1},
                                        .stop_fd = -1,
-                                       .stop_timeout_ms = RIG_DEADLINE_MS};
+                                       .stop_timeout_ms = ESP_PATIENCE_MS};
         struct esp_err err = {0};
         bool busy;
 
@@ -142,7 +142,7 @@ static void test_coordinator_restarts(void **state)
 
     rig->timeout_ms = 400;
     rig_join(rig, 1);
-    rig->timeout_ms = RIG_DEADLINE_MS;
+    rig->timeout_ms = ESP_PATIENCE_MS;
     rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_WELCOME, .welcome = {100, 400}});
     rig_place(rig, 0, &(struct rig_place){9, 0, 4, 0, 6, 4, 6, -1, 0, -1, 0});
     rig_take(rig, 0, ESP_MSG_READY, &msg);
@@ -238,7 +238,7 @@ static void test_placing(void **state)
     for (;;) {
         struct esp_peer from;
 
-        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, RIG_DEADLINE_MS, NULL),
+        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, ESP_PATIENCE_MS, NULL),
                          ESP_OK);
         if (esp_link_recv(rig->link, &from, &msg, NULL))
             continue;

@@ -241,7 +241,7 @@ static void test_warm_trouble(void **state)
         for (bool result = false; !result;) { /* a machine that sleeps may have it warmed first */
             struct esp_peer from;
 
-            assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, RIG_DEADLINE_MS, NULL),
+            assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, ESP_PATIENCE_MS, NULL),
                              ESP_OK);
             if (esp_link_recv(rig->link, &from, &msg, NULL))
                 continue;
@@ -282,7 +282,7 @@ static void test_coordinator_restarts(void **state)
     say(rig, &one, 5, 1, &a, 3);
     rig_close(rig);
     rig_expect_log(rig, "coordinator_lost", 1);
-    rig->timeout_ms = RIG_DEADLINE_MS;
+    rig->timeout_ms = ESP_PATIENCE_MS;
     rig_open(rig);
     rig_welcome(rig, 0);
     rig_put(rig, 0, &one, 1, 0, 0, false);
@@ -303,7 +303,7 @@ static void test_coordinator_restarts(void **state)
     say(rig, &one, 5, 1, &a, 3);
     rig_close(rig);
     rig_expect_log(rig, "coordinator_lost", 2);
-    rig->timeout_ms = RIG_DEADLINE_MS;
+    rig->timeout_ms = ESP_PATIENCE_MS;
     rig_open(rig);
     rig_welcome(rig, 0);
     rig_put(rig, 0, &one, 6, 5, 0, false);
@@ -319,7 +319,7 @@ static void test_echo(void **state)
     struct esp_msg msg;
     uint64_t echo = 0;
 
-    rig->heartbeat_ms = RIG_DEADLINE_MS - 1;
+    rig->heartbeat_ms = ESP_PATIENCE_MS - 1;
     rig_join(rig, 1);
     rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_HEARTBEAT, .heartbeat = {.stamp = 4711}});
     while (echo == 0) {
@@ -371,7 +371,7 @@ static void test_slow_receiver(void **state)
         esp_status st;
 
         while ((st = esp_link_recv(sink, &(struct esp_peer){0}, &msg, &err)) == ESP_E_TIMEOUT)
-            assert_int_equal(esp_link_wait(&(struct esp_wait){.link = sink}, 1, RIG_DEADLINE_MS, NULL),
+            assert_int_equal(esp_link_wait(&(struct esp_wait){.link = sink}, 1, ESP_PATIENCE_MS, NULL),
                              ESP_OK);
         assert_int_equal(st, ESP_OK);
         assert_int_equal(msg.kind, ESP_MSG_KV_BLOCKS);
@@ -515,7 +515,7 @@ static void send_data(struct esp_link *link, const struct esp_msg *msg)
     struct esp_err err;
 
     for (int i = 0; esp_link_send(link, NULL, &copy, &err) != ESP_OK; i++) {
-        assert_true(i < RIG_DEADLINE_MS);
+        assert_true(i < ESP_PATIENCE_MS);
         usleep(1000);
         copy = *msg;
     }

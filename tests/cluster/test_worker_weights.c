@@ -73,7 +73,7 @@ static void hear(struct rig *rig, struct esp_msg *msg)
         esp_status st = esp_link_recv(rig->link, &from, msg, &err);
 
         if (st == ESP_E_TIMEOUT) {
-            if (esp_link_wait(&wait, 1, RIG_DEADLINE_MS, NULL))
+            if (esp_link_wait(&wait, 1, ESP_PATIENCE_MS, NULL))
                 fail_msg("the worker says nothing");
             continue;
         }
@@ -139,7 +139,7 @@ static void restart(struct rig *rig)
     rig_open(rig);
     wait.link = rig->link;
     while (esp_link_recv(rig->link, &from, &msg, &err)) /* a Heartbeat, or a Fetch that waited */
-        assert_int_equal(esp_link_wait(&wait, 1, RIG_DEADLINE_MS, NULL), ESP_OK);
+        assert_int_equal(esp_link_wait(&wait, 1, ESP_PATIENCE_MS, NULL), ESP_OK);
     esp_msg_finish(&msg);
     rig_send(rig, 0, &no);
     do
@@ -148,7 +148,7 @@ static void restart(struct rig *rig)
     assert_int_equal(msg.kind, ESP_MSG_HELLO);
     assert_true(msg.hello.wants_weights);
     esp_msg_finish(&msg);
-    rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_WELCOME, .welcome = {20, RIG_DEADLINE_MS}});
+    rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_WELCOME, .welcome = {20, ESP_PATIENCE_MS}});
 }
 
 static uint32_t n_different(const struct esp_test_manifest *m)
@@ -172,7 +172,7 @@ static void test_manifest_comes_late(void **state)
         assert_int_equal(msg.hello.fingerprint[i], 0);
     esp_msg_finish(&msg);
     rig->w[0].peer = (struct esp_peer){.n = 2, .id = "w0"};
-    rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_WELCOME, .welcome = {20, RIG_DEADLINE_MS}});
+    rig_send(rig, 0, &(struct esp_msg){.kind = ESP_MSG_WELCOME, .welcome = {20, ESP_PATIENCE_MS}});
     rig_place(rig, 0, &(struct rig_place){.epoch = 1, .next_enc = -1, .features_to = -1, .next_dec = -1});
     rig_take(rig, 0, ESP_MSG_READY, &msg);
     assert_int_equal(msg.ready.epoch, 1);

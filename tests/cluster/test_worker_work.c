@@ -143,7 +143,7 @@ static void test_traces(void **state)
         struct esp_peer from;
         unsigned layer;
 
-        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, RIG_DEADLINE_MS, NULL),
+        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, ESP_PATIENCE_MS, NULL),
                          ESP_OK);
         if (esp_link_recv(rig->link, &from, &msg, NULL))
             continue;
@@ -283,7 +283,7 @@ static void send_data(struct esp_link *link, const struct esp_msg *msg)
     struct esp_err err;
 
     for (int i = 0; esp_link_send(link, NULL, &copy, &err) != ESP_OK; i++) {
-        assert_true(i < RIG_DEADLINE_MS);
+        assert_true(i < ESP_PATIENCE_MS);
         usleep(1000);
         copy = *msg;
     }
@@ -514,7 +514,7 @@ static void test_back_pressure(void **state)
             esp_status st;
 
             while ((st = esp_link_recv(sink, &(struct esp_peer){0}, &msg, &err)) == ESP_E_TIMEOUT)
-                assert_int_equal(esp_link_wait(&(struct esp_wait){.link = sink}, 1, RIG_DEADLINE_MS, NULL),
+                assert_int_equal(esp_link_wait(&(struct esp_wait){.link = sink}, 1, ESP_PATIENCE_MS, NULL),
                                  ESP_OK);
             assert_int_equal(st, ESP_OK);
             if (kind == 0) {
@@ -548,7 +548,7 @@ static void test_coordinator_floods(void **state)
     while (next_result + n_errors <= 1200) {
         struct esp_err err;
 
-        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, RIG_DEADLINE_MS, NULL),
+        assert_int_equal(esp_link_wait(&(struct esp_wait){.link = rig->link}, 1, ESP_PATIENCE_MS, NULL),
                          ESP_OK);
         if (esp_link_recv(rig->link, &from, &msg, &err))
             continue;

@@ -34,7 +34,7 @@ int rig_setup(void **state)
     rig->log.fd = memfd_create("log", MFD_CLOEXEC);
     assert_true(rig->log.fd >= 0);
     rig->heartbeat_ms = 100;
-    rig->timeout_ms = RIG_DEADLINE_MS; /* a loaded machine must not look like a lost coordinator */
+    rig->timeout_ms = ESP_PATIENCE_MS; /* a loaded machine must not look like a lost coordinator */
     assert_int_equal(esp_net_create(&rig->net, NULL), ESP_OK);
     rig_open(rig);
     *state = rig;
@@ -71,7 +71,7 @@ void rig_open(struct rig *rig)
                                      &err),
                      ESP_OK);
     /* After rig_close, libzmq may take a moment to let go of the path. */
-    for (uint64_t end = now_ms() + RIG_DEADLINE_MS; esp_link_bind(rig->link, rig->at, false, NULL, &err);) {
+    for (uint64_t end = now_ms() + ESP_PATIENCE_MS; esp_link_bind(rig->link, rig->at, false, NULL, &err);) {
         if (now_ms() > end)
             fail_msg("%s", err.text);
         usleep(1000);
@@ -116,7 +116,7 @@ void rig_start(struct rig *rig, int i)
         .streams = w->cache != NULL,
         .cache_dir = w->cache,
         .stop_fd = w->stop_fd,
-        .stop_timeout_ms = RIG_DEADLINE_MS,
+        .stop_timeout_ms = ESP_PATIENCE_MS,
         .log = &rig->log,
     };
     if (w->cache)
@@ -137,7 +137,7 @@ esp_status rig_wait(struct rig *rig, int i)
 {
     struct rig_worker *w = &rig->w[i];
 
-    for (uint64_t end = now_ms() + RIG_DEADLINE_MS; !atomic_load(&w->ended); usleep(1000)) {
+    for (uint64_t end = now_ms() + ESP_PATIENCE_MS; !atomic_load(&w->ended); usleep(1000)) {
         if (now_ms() > end)
             fail_msg("%s does not end", w->name);
     }
@@ -151,7 +151,7 @@ void rig_send(struct rig *rig, int i, const struct esp_msg *msg)
 {
     struct esp_err err;
 
-    for (uint64_t end = now_ms() + RIG_DEADLINE_MS;; usleep(1000)) {
+    for (uint64_t end = now_ms() + ESP_PATIENCE_MS;; usleep(1000)) {
         struct esp_msg copy = *msg;
         esp_status st = esp_link_send(rig->link, &rig->w[i].peer, &copy, &err);
         if (!st)
@@ -182,7 +182,7 @@ static bool next(struct rig *rig, uint64_t end, struct esp_peer *from, struct es
 
 void rig_take(struct rig *rig, int i, enum esp_msg_kind kind, struct esp_msg *msg)
 {
-    uint64_t end = now_ms() + RIG_DEADLINE_MS;
+    uint64_t end = now_ms() + ESP_PATIENCE_MS;
     struct esp_peer from;
 
     while (next(rig, end, &from, msg)) {
@@ -342,7 +342,7 @@ int rig_count_log(struct rig *rig, const char *fragment)
 
 void rig_expect_log(struct rig *rig, const char *fragment, int n)
 {
-    for (uint64_t end = now_ms() + RIG_DEADLINE_MS; rig_count_log(rig, fragment) < n; usleep(2000)) {
+    for (uint64_t end = now_ms() + ESP_PATIENCE_MS; rig_count_log(rig, fragment) < n; usleep(2000)) {
         if (now_ms() > end)
             fail_msg("the log does not hold \"%s\" %d times", fragment, n);
     }

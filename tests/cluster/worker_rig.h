@@ -1,6 +1,6 @@
 /**
  * Workers as threads of the test, on a fake stage, and the test as their coordinator and neighbours, over
- * real sockets. Waits have a deadline of RIG_DEADLINE_MS; a wait that runs out, or an answer nobody asked
+ * real sockets. Waits have a deadline of ESP_PATIENCE_MS; a wait that runs out, or an answer nobody asked
  * for, fails the test.
  */
 #ifndef ESP_TEST_WORKER_RIG_H
@@ -10,10 +10,10 @@
 #include <stdatomic.h>
 
 #include "proto/link.h"
+#include "tests/support/patience.h"
 #include "worker/serve.h"
 
-#define RIG_WORKERS     3
-#define RIG_DEADLINE_MS 20000
+#define RIG_WORKERS 3
 
 struct rig_worker {
     char name[16], bind[128];

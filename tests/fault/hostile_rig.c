@@ -149,7 +149,7 @@ void hostile_ended(struct hostile_proc *p)
 {
     int status = 0;
 
-    for (int64_t end = esp_now_ms() + HOSTILE_DEADLINE_MS; hostile_runs(p, &status); nap())
+    for (int64_t end = esp_now_ms() + ESP_PATIENCE_MS; hostile_runs(p, &status); nap())
         if (esp_now_ms() > end)
             fail_with_log(p, "does not end");
     if (status)
@@ -169,7 +169,7 @@ unsigned hostile_count(const struct hostile_proc *p, const char *text)
 
 void hostile_wait_for(const struct hostile_proc *p, const char *text, unsigned n)
 {
-    for (int64_t end = esp_now_ms() + HOSTILE_DEADLINE_MS; hostile_count(p, text) < n; nap())
+    for (int64_t end = esp_now_ms() + ESP_PATIENCE_MS; hostile_count(p, text) < n; nap())
         if (esp_now_ms() > end)
             fail_with_log(p, text);
 }
@@ -280,7 +280,7 @@ void hostile_client_wait(struct hostile_client *c, unsigned n)
 {
     const unsigned want = c->n_answers + n;
 
-    for (int64_t end = esp_now_ms() + HOSTILE_DEADLINE_MS; c->n_answers < want; nap()) {
+    for (int64_t end = esp_now_ms() + ESP_PATIENCE_MS; c->n_answers < want; nap()) {
         hostile_client_poll(c, c->n_started < want);
         if (esp_now_ms() > end)
             fail_with_log(&c->proc, "no answer in time");

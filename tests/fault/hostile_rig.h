@@ -13,10 +13,10 @@
 #include <sys/types.h>
 
 #include "proto/wire.h"
+#include "tests/support/patience.h"
 
-#define HOSTILE_MODEL       "tests/golden/data/tiny"
-#define HOSTILE_DEADLINE_MS 120000 /* of a wait: a loaded machine, sanitizers */
-#define HOSTILE_FRAMES      80     /* of one message at most */
+#define HOSTILE_MODEL  "tests/golden/data/tiny"
+#define HOSTILE_FRAMES 80 /* of one message at most */
 
 /* ---- processes ---- */
 

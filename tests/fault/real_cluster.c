@@ -19,7 +19,7 @@
 
 static void too_late(double since, const char *what)
 {
-    if (esp_now_seconds() - since > REAL_DEADLINE_MS / 1000.0)
+    if (esp_now_seconds() - since > ESP_PATIENCE_MS / 1000.0)
         fail_msg("waited in vain: %s", what);
 }
 

@@ -9,9 +9,9 @@
 
 #include "proto/link.h"
 #include "tests/fault/all_kinds.h"
+#include "tests/support/patience.h"
 
-#define REAL_WORKERS     5
-#define REAL_DEADLINE_MS 240000 /* generous: a loaded machine, sanitizers */
+#define REAL_WORKERS 5
 
 struct real_cluster {
     char dir[64], at[128];

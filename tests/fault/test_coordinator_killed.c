@@ -18,13 +18,13 @@
 
 #include "proto/clock.h"
 #include "tests/cluster/curve_rig.h"
+#include "tests/support/patience.h"
 
-#define TINY        "tests/golden/data/tiny"
-#define SCENE_A     TINY "/images/scene_a.png"
-#define SCENE_B     TINY "/images/scene_b.png"
-#define N_CLIENTS   8
-#define N_WORKERS   2
-#define DEADLINE_MS 120000 /* without any progress */
+#define TINY      "tests/golden/data/tiny"
+#define SCENE_A   TINY "/images/scene_a.png"
+#define SCENE_B   TINY "/images/scene_b.png"
+#define N_CLIENTS 8
+#define N_WORKERS 2
 
 static const char *const kinds[N_CLIENTS][12] = {
     {"--image", SCENE_A, "--max-tokens", "100", "caption en"},
@@ -210,7 +210,7 @@ static void round_of_clients(uint32_t n_kills)
         if (n_new != n_before)
             since = esp_now_ms();
         n_before = n_new;
-        if (esp_now_ms() - since > DEADLINE_MS)
+        if (esp_now_ms() - since > ESP_PATIENCE_MS)
             fail_msg("nothing goes on any more; the coordinator says:\n%s", ERR(&cl.coordinator));
         usleep(5000);
     }

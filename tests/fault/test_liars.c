@@ -240,7 +240,7 @@ static void cluster_down(void)
 
 static void one_lie(struct hostile_client *client, size_t which)
 {
-    const double deadline = esp_now_seconds() + HOSTILE_DEADLINE_MS / 1000.0;
+    const double deadline = esp_now_seconds() + ESP_PATIENCE_MS / 1000.0;
     const unsigned want = client->n_answers + 2;
     struct liar l;
 

@@ -156,13 +156,13 @@ static void round_of(struct real_cluster *c, enum trouble trouble, enum phase ph
         if (drained >= 0)
             restart_drained(c, drained);
         real_check_alive(c);
-        if (esp_now_seconds() - began > REAL_DEADLINE_MS / 1000.0)
+        if (esp_now_seconds() - began > ESP_PATIENCE_MS / 1000.0)
             fail_msg("%s: no answers", label);
     }
     compare_all(c->got, want, label);
     note_times(trouble, detected ? detected - began : 0, recovered ? recovered - began : 0);
     end_trouble(c, trouble, victim);
-    due = esp_now_seconds() + REAL_DEADLINE_MS / 1000.0;
+    due = esp_now_seconds() + ESP_PATIENCE_MS / 1000.0;
     while (real_status(c)->n_workers < (uint32_t)c->n_workers) {
         restart_drained(c, drained);
         assert_true(esp_now_seconds() < due);

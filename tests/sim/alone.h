@@ -12,6 +12,8 @@ struct alone {
     double p10, p90; /* of the same */
     double stages;   /* in all stages together, sleeps that end late included */
     double wire;     /* a hop, measured at the same time (wire.h) */
+    double late;     /* that sleepers were woken, a mean */
+    bool starved;    /* fleet_starved */
     double bound;    /* stages, and n_stages + 1 wires: from the coordinator, between stages, and back */
 };
 

@@ -387,6 +387,13 @@ bool fleet_starved(struct fleet *f, const struct fleet_time *since, double *late
     return *late > FLEET_LATE_S;
 }
 
+void fleet_not_judged(double late)
+{
+    printf("NOT JUDGED: something else keeps this machine busy, and sleepers wake %.2f ms late\n",
+           1e3 * late);
+    skip();
+}
+
 void fleet_status(struct fleet *f, struct esp_msg *status)
 {
     struct esp_msg query = {.kind = ESP_MSG_STATUS_QUERY, .status_query = {.id = ++f->n_query}};

@@ -25,18 +25,22 @@ static void test_token(void **state)
         struct sim_profile p = sim_profile_default;
         struct alone best = {0};
         struct fleet f;
+        bool starved = false;
 
         p.step_layer_s = 0.010 * n_stages[i] / FLEET_DEC_LAYERS;
         fleet_start_even(&f, n_stages[i], &p);
         for (int t = 0; t < TRIES && (t == 0 || best.token > 1.05 * best.bound); t++) {
             const struct alone m = alone_measure(&f, fleet_soak() ? 200 : 24);
 
+            starved |= m.starved;
             if (t == 0 || m.token / m.bound < best.token / best.bound)
                 best = m;
         }
         fleet_stop(&f);
         printf("%6u  %7.4f  %7.4f  %8.6f  %7.4f  %11.3f\n", n_stages[i], best.token, best.stages, best.wire,
                best.bound, best.token / best.bound);
+        if (best.token > 1.05 * best.bound && starved)
+            fleet_not_judged(best.late);
         assert_true(best.token <= 1.05 * best.bound);
         assert_true(best.token >= 0.9 * best.stages); /* or something is measured wrong */
     }

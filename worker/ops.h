@@ -100,17 +100,17 @@ struct esp_rec {
     struct esp_err *err;
 };
 
-/** A norm taken apart (ESP_SPLIT_* in shaders/push.h), where esp_norm_splits. `weight` is an index into vec. */
+/** A norm taken apart (ESP_SPLIT_* in shaders/push.h), where there are esp_norm_squares. `weight` is an index into vec. */
 struct esp_split_norm {
     uint32_t how;               /* ESP_SPLIT_* */
-    struct esp_rows z, squares; /* begun: f32[T, D] and f32[T, D / 8] (direct: D / 64); ended: x is z */
+    struct esp_rows z, squares; /* begun: f32[T, D] and f32[T, esp_norm_squares(D)]; ended: x is z */
     uint32_t weight;            /* begun */
     uint32_t width;             /* D */
     float eps;                  /* ended */
 };
-/** Whether this device's products of a few rows can do half of a norm each: in the direct class those for which
- * esp_mat_fixed says so, and then z is integers. */
-bool esp_norm_splits(const struct esp_vk *vk);
+/** Where this device's products of a few rows can do half of a norm each, how many sums of squares the first half leaves of
+ * a row of so many columns; else 0. In the direct class those can for which esp_mat_fixed says so; z is integers then. */
+uint32_t esp_norm_squares(const struct esp_vk *vk, uint32_t width);
 /** The first half, of rows that no product made. @param most  as in struct esp_matmul_how */
 void esp_op_norm_begin(struct esp_rec *rec, struct esp_rows x, const struct esp_split_norm *norm,
                        uint32_t most);

@@ -61,13 +61,13 @@ static uint64_t plan_decoder(struct esp_layout *l, const struct esp_vk *vk, cons
     const struct esp_text_config *t = &c->text;
     const uint32_t max_rows = spec->max_rows;
     const uint32_t h = esp_pack_head_dim(t->head_dim);
+    const uint32_t n_square = esp_norm_squares(vk, t->width);
     uint64_t at = 0, attn_end, mlp_end;
 
     l->tx = place(&at, max_rows, t->width);
     l->th = place(&at, max_rows, t->width);
-    if (esp_norm_splits(vk) && !t->post_norms)
-        l->squares = place(&at, max_rows,
-                           vk->cls == ESP_VK_DIRECT ? (t->width + 63) / 64 : 4 * stride_of(t->width) / 8);
+    if (n_square && !t->post_norms)
+        l->squares = place(&at, max_rows, n_square);
     attn_end = mlp_end = at;
     l->tqkv = place(&attn_end, max_rows, (t->n_head + 2 * t->n_kv_head) * h);
     l->tattn = place(&attn_end, max_rows, t->n_head * h);

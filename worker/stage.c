@@ -262,7 +262,8 @@ struct esp_profile *esp_stage_profile(const struct esp_stage *s)
     return s->space.profile;
 }
 
-/* Whether a product of a few rows is one of integers (worker/ops.c): by what the matrices are held as, stored or asked for. */
+/* Whether a product of a few rows is one of integers (worker/ops_matmul.c): by what the matrices are held as, stored or asked
+ * for. */
 static bool rounds_few(const struct esp_stage *s)
 {
     bool quantised = (s->spec.embed || s->spec.head) && esp_wtype_quantised(s->weights.embed.wtype);

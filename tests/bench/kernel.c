@@ -404,11 +404,13 @@ static void in_a_layer(struct esp_matmul_how *how, const struct variant *v, cons
     how->fixed = esp_mat_fixed(v->vk, m);
     how->most = begins || how->epilogue == ESP_EPI_GEGLU ? esp_mat_fixed(v->vk, m) : 0;
     if (v->vk->cls == ESP_VK_GPU || how->fixed)
-        how->norm = (struct esp_split_norm){.how = begins ? ESP_SPLIT_BEGIN : ESP_SPLIT_END,
-                                            .z = {at, y.stride},
-                                            .squares = {at + v->want.rows * y.stride, m->kp / 4},
-                                            .width = v->want.k,
-                                            .eps = 1e-6f};
+        how->norm = (struct esp_split_norm){
+            .how = begins ? ESP_SPLIT_BEGIN : ESP_SPLIT_END,
+            .z = {at, y.stride},
+            .squares = {at + v->want.rows * y.stride,
+                        (esp_norm_squares(v->vk, begins ? 4 * y.stride : m->kp) + 3) / 4},
+            .width = v->want.k,
+            .eps = 1e-6f};
 }
 
 /* Everything a variant needs, its command buffer recorded. */

@@ -87,7 +87,7 @@ static void run(struct result *out, const struct split_case *c, const struct esp
                 uint32_t few)
 {
     const uint32_t padded = (uint32_t)esp_round_up(c->width, 32);
-    const uint32_t n_square = direct() ? (padded + 63) / 64 : padded / 8;
+    const uint32_t n_square = esp_norm_squares(esp_rig.vk, c->width);
     struct esp_matmul_how end = {.epilogue = c->geglu ? ESP_EPI_GEGLU : ESP_EPI_NONE,
                                  .few = few,
                                  .count = ESP_COUNT_ROWS,
@@ -104,7 +104,7 @@ static void run(struct result *out, const struct split_case *c, const struct esp
     ra = esp_rig_rows(c->rows, c->width, a);
     for (uint32_t i = 0; i < 3; i++) {
         z[i] = esp_rig_rows(c->rows, c->width, NULL);
-        squares[i] = esp_rig_rows(c->rows, padded / 8, NULL);
+        squares[i] = esp_rig_rows(c->rows, n_square, NULL);
         begin[i] = (struct esp_split_norm){
             .how = ESP_SPLIT_BEGIN, .z = z[i], .squares = squares[i], .width = c->width};
     }
@@ -269,7 +269,7 @@ static void run_case(const struct split_case *c, uint64_t seed)
 
 static void test_halves(void **state)
 {
-    if (!esp_norm_splits(esp_rig.vk)) {
+    if (esp_norm_squares(esp_rig.vk, 1) == 0) {
         fprintf(stderr, "the %s kernels take norms whole: nothing to look at\n", esp_rig.vk->report.variant);
         return;
     }

@@ -322,7 +322,7 @@ pid_t child_daemon(const char *dir, const char *name)
 
 void child_no_daemons(const char *dir)
 {
-    const int64_t end = esp_now_ms() + 10000;
+    const int64_t end = esp_now_ms() + ESP_PATIENCE_MS;
 
     while (child_n_daemons(dir) > 0 && esp_now_ms() < end)
         usleep(5000);

@@ -7,29 +7,6 @@
 #include "worker/vk_cmd.h"
 #include "worker/vk_pipe.h"
 
-#define MAX_ROWS_AT_ONCE 65535u /* one axis of a dispatch */
-
-esp_status esp_stage_spec_check(const struct esp_stage_spec *s, const struct esp_config *c,
-                                struct esp_err *err)
-{
-    if (s->enc_lo > s->enc_hi || s->enc_hi > c->vision.n_layer || s->dec_lo > s->dec_hi ||
-        s->dec_hi > c->text.n_layer)
-        return esp_fail(err, ESP_E_ARG, "layers [%u,%u) and [%u,%u) of a model with %u and %u", s->enc_lo,
-                        s->enc_hi, s->dec_lo, s->dec_hi, c->vision.n_layer, c->text.n_layer);
-    if ((s->patch && s->enc_lo != 0) || (s->projector && s->enc_hi != c->vision.n_layer) ||
-        (s->embed && s->dec_lo != 0) || (s->head && s->dec_hi != c->text.n_layer))
-        return esp_fail(err, ESP_E_ARG, "the towers' ends do not go with layers [%u,%u) and [%u,%u)",
-                        s->enc_lo, s->enc_hi, s->dec_lo, s->dec_hi);
-    if ((s->dec_lo < s->dec_hi || s->embed || s->head) &&
-        (s->max_rows == 0 || s->max_rows > MAX_ROWS_AT_ONCE || s->max_seqs == 0 ||
-         s->max_seqs > ESP_MAX_SEQS || s->kv_tokens == 0))
-        return esp_fail(err, ESP_E_ARG, "%u rows (1 to %u), %u sequences (1 to %d), %u KV tokens",
-                        s->max_rows, MAX_ROWS_AT_ONCE, s->max_seqs, ESP_MAX_SEQS, s->kv_tokens);
-    if (s->embed && s->max_images == 0)
-        return esp_fail(err, ESP_E_ARG, "no room for images");
-    return ESP_OK;
-}
-
 /* What the kernels cannot do for this model, said before anything is loaded. */
 static esp_status kernels_check(const struct esp_stage *s, struct esp_err *err)
 {
@@ -43,9 +20,9 @@ static esp_status kernels_check(const struct esp_stage *s, struct esp_err *err)
             return esp_fail(err, ESP_E_UNSUPPORTED,
                             "attention heads of %u dimensions take %u bytes of workgroup memory; %s has %u",
                             head_dim[i], esp_attn_shared_bytes(s->vk, head_dim[i]), s->vk->report.name, has);
-    if (s->c->vision.n_token > MAX_ROWS_AT_ONCE)
+    if (s->c->vision.n_token > ESP_STAGE_MAX_ROWS)
         return esp_fail(err, ESP_E_UNSUPPORTED, "pictures of %u tokens; kernels take %u rows at once",
-                        s->c->vision.n_token, MAX_ROWS_AT_ONCE);
+                        s->c->vision.n_token, ESP_STAGE_MAX_ROWS);
     return ESP_OK;
 }
 

@@ -38,6 +38,8 @@ struct esp_stage_spec {
  */
 typedef bool (*esp_load_progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes);
 
+#define ESP_STAGE_MAX_ROWS 65535u /* at once: one axis of a dispatch */
+
 /** Errors: ESP_E_ARG (spec contradicts the model). */
 esp_status esp_stage_spec_check(const struct esp_stage_spec *spec, const struct esp_config *config,
                                 struct esp_err *err);
@@ -112,6 +114,10 @@ struct esp_stage_out {
     double compute_seconds; /* host clock, submit to fence */
 };
 void esp_stage_out_finish(struct esp_stage_out *out);
+
+/** Room for the results of a step's wants; there are none of them yet. Errors: ESP_E_NOMEM, some of it may be there. */
+esp_status esp_stage_results_make(struct esp_stage_out *out, const struct esp_msg_step *msg, uint32_t vocab,
+                                  struct esp_err *err);
 
 /**
  * Runs this stage's encoder layers over one picture.

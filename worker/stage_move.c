@@ -215,13 +215,6 @@ esp_status esp_stage_inherit(struct esp_stage *s, struct esp_stage *former, stru
 
 /* ---- between devices ---- */
 
-void esp_stage_kv_finish(struct esp_stage_kv *piece)
-{
-    free(piece->data);
-    esp_kv_books_finish(&piece->books);
-    memset(piece, 0, sizeof *piece);
-}
-
 /**
  * n ranges of a device buffer, `each` bytes from at[i] on, to or from the host, where they stand one behind the other.
  * Straight where the buffer is mapped, else through the stage's buffer for rows.

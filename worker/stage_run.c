@@ -10,21 +10,6 @@
 
 #include "worker/vk_cmd.h"
 
-void esp_stage_out_finish(struct esp_stage_out *out)
-{
-    free(out->rows);
-    for (uint32_t i = 0; out->results && i < out->n_results; i++) {
-        free((void *)(uintptr_t)out->results[i].ids);
-        free((void *)(uintptr_t)out->results[i].logits);
-    }
-    free(out->results);
-    free(out->full);
-    for (uint32_t i = 0; i < out->n_traces; i++)
-        free(out->traces[i].data);
-    free(out->traces);
-    memset(out, 0, sizeof *out);
-}
-
 /* Rows that a segment left, into a new trace. */
 static esp_status trace_take(struct esp_stage *s, const struct esp_segment *seg, uint32_t n_row,
                              struct esp_stage_out *out, struct esp_err *err)

@@ -124,16 +124,8 @@ static esp_status head_run(struct esp_stage *s, const struct esp_msg_step *m, st
                            struct esp_err *err)
 {
     const uint32_t vocab = s->c->text.vocab;
-    uint32_t n_full = 0;
-    esp_status st = ESP_OK;
+    esp_status st = esp_stage_results_make(out, m, vocab, err);
 
-    for (uint32_t i = 0; i < m->n_wants; i++)
-        n_full += m->wants[i].full;
-    out->vocab = vocab;
-    out->results = calloc(m->n_wants + 1, sizeof *out->results);
-    out->full = n_full ? malloc((size_t)n_full * vocab * sizeof *out->full) : NULL;
-    if (!out->results || (n_full && !out->full))
-        return esp_fail(err, ESP_E_NOMEM, "results of %u rows", m->n_wants);
     for (uint32_t i = 0; !st && i < m->n_wants; i += ESP_HEAD_ROWS) {
         const uint32_t n = m->n_wants - i < ESP_HEAD_ROWS ? m->n_wants - i : ESP_HEAD_ROWS;
         const enum esp_decode_few few = esp_few_for(n);

@@ -68,13 +68,6 @@ void esp_stage_retire(struct esp_stage *s)
     s->on_shelf = false;
 }
 
-void esp_stage_kv_finish(struct esp_stage_kv *piece)
-{
-    free(piece->data);
-    esp_kv_books_finish(&piece->books);
-    memset(piece, 0, sizeof *piece);
-}
-
 /* What a device copies of its KV cache takes time. */
 static void copied(struct esp_stage *s, size_t n_bytes)
 {

@@ -45,21 +45,10 @@ static double spend(struct sim_device *d, uint64_t begun_ns, double seconds)
 
 /* ---- making ---- */
 
-static esp_status spec_check(const struct esp_stage_spec *s, const struct esp_config *c, struct esp_err *err)
+static esp_status check(const struct esp_stage_spec *s, const struct esp_config *c, struct esp_err *err)
 {
-    if (s->enc_lo > s->enc_hi || s->enc_hi > c->vision.n_layer || s->dec_lo > s->dec_hi ||
-        s->dec_hi > c->text.n_layer)
-        return esp_fail(err, ESP_E_ARG, "layers [%u,%u) and [%u,%u) of a model with %u and %u", s->enc_lo,
-                        s->enc_hi, s->dec_lo, s->dec_hi, c->vision.n_layer, c->text.n_layer);
-    if ((s->patch && s->enc_lo != 0) || (s->projector && s->enc_hi != c->vision.n_layer) ||
-        (s->embed && s->dec_lo != 0) || (s->head && s->dec_hi != c->text.n_layer))
-        return esp_fail(err, ESP_E_ARG, "the towers' ends do not go with layers [%u,%u) and [%u,%u)",
-                        s->enc_lo, s->enc_hi, s->dec_lo, s->dec_hi);
-    if (s->dec_lo < s->dec_hi && (s->max_rows == 0 || s->max_seqs == 0 || s->kv_tokens == 0))
-        return esp_fail(err, ESP_E_ARG, "%u rows, %u sequences, %u KV tokens", s->max_rows, s->max_seqs,
-                        s->kv_tokens);
-    if (s->embed && s->max_images == 0)
-        return esp_fail(err, ESP_E_ARG, "no room for images");
+    if (esp_stage_spec_check(s, c, err))
+        return ESP_E_ARG;
     if (c->text.width < SIM_ROW_FLOATS || c->vision.width < SIM_ROW_FLOATS || c->text.vocab <= SIM_PEAK)
         return esp_fail(err, ESP_E_UNSUPPORTED,
                         "a model of width %u and %u, vocabulary %u: too small to simulate", c->vision.width,
@@ -103,7 +92,7 @@ esp_status esp_stage_create(struct esp_stage **out, struct esp_shelf *shelf,
     s->device = sim_shelf_device(shelf);
     s->c = sim_shelf_config(shelf);
     s->spec = *spec;
-    st = spec_check(spec, s->c, err);
+    st = check(spec, s->c, err);
     if (st)
         goto done;
     s->n_enc = spec->enc_hi - spec->enc_lo;
@@ -172,18 +161,6 @@ void esp_stage_info(const struct esp_stage *s, struct esp_stage_info_out *out)
     }
     for (uint32_t i = 0; i < s->spec.max_images; i++)
         out->n_images += s->images[i] != 0;
-}
-
-void esp_stage_out_finish(struct esp_stage_out *out)
-{
-    free(out->rows);
-    for (uint32_t i = 0; i < out->n_results; i++) {
-        free((void *)(uintptr_t)out->results[i].ids);
-        free((void *)(uintptr_t)out->results[i].logits);
-    }
-    free(out->results);
-    free(out->full);
-    memset(out, 0, sizeof *out);
 }
 
 /* ---- pictures ---- */
@@ -414,16 +391,8 @@ static esp_status results(const struct esp_stage *s, const struct esp_msg_step *
                           struct esp_stage_out *out, struct esp_err *err)
 {
     const uint32_t vocab = s->c->text.vocab;
-    uint32_t n_full = 0;
-    esp_status st = ESP_OK;
+    esp_status st = esp_stage_results_make(out, m, vocab, err);
 
-    for (uint32_t i = 0; i < m->n_wants; i++)
-        n_full += m->wants[i].full;
-    out->vocab = vocab;
-    out->results = calloc(m->n_wants + 1, sizeof *out->results);
-    out->full = n_full ? malloc((size_t)n_full * vocab * sizeof *out->full) : NULL;
-    if (!out->results || (n_full && !out->full))
-        return esp_fail(err, ESP_E_NOMEM, "results of %u rows", m->n_wants);
     for (uint32_t i = 0; !st && i < m->n_wants; i++) {
         st = result(&out->results[out->n_results++], &m->wants[i], x[m->wants[i].row], vocab, err);
         if (st || !m->wants[i].full)

@@ -173,21 +173,6 @@ void esp_stage_info(const struct esp_stage *stage, struct esp_stage_info_out *ou
         out->n_images += stage->image[i].id != 0;
 }
 
-void esp_stage_out_finish(struct esp_stage_out *out)
-{
-    free(out->rows);
-    for (uint32_t i = 0; i < out->n_results; i++) {
-        free((void *)(uintptr_t)out->results[i].ids);
-        free((void *)(uintptr_t)out->results[i].logits);
-    }
-    free(out->results);
-    free(out->full);
-    for (uint32_t i = 0; i < out->n_traces; i++)
-        free(out->traces[i].data);
-    free(out->traces);
-    memset(out, 0, sizeof *out);
-}
-
 static void *get(size_t n, size_t n_bytes)
 {
     void *p = calloc(n ? n : 1, n_bytes);
@@ -439,13 +424,6 @@ void esp_stage_release(struct esp_stage *stage, const struct esp_msg_release *ms
 void esp_stage_retire(struct esp_stage *stage)
 {
     (void)stage;
-}
-
-void esp_stage_kv_finish(struct esp_stage_kv *piece)
-{
-    free(piece->data);
-    esp_kv_books_finish(&piece->books);
-    memset(piece, 0, sizeof *piece);
 }
 
 static uint32_t blocks_of(uint32_t n_tok)

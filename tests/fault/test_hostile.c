@@ -405,11 +405,12 @@ static void still_there(void)
             fail_msg("%s ended with %d", all[i]->name, status);
 }
 
+/* That a busy machine keeps a worker silent for a while is nobody's hostility. */
 static void cluster_up(void)
 {
     hostile_start(&coordinator, "coordinator", COORDINATOR,
                   (const char *[]){"--model", HOSTILE_MODEL, "--bind", "tcp://127.0.0.1:*", "--workers", "2",
-                                   "--split", "1/1,1/2", NULL});
+                                   "--split", "1/1,1/2", "--timeout-ms", "60000", NULL});
     hostile_wait_for(&coordinator, "listening endpoint=", 1);
     hostile_word(&coordinator, "endpoint=", at[0], sizeof at[0]);
     for (int i = 0; i < 2; i++)

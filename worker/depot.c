@@ -182,7 +182,7 @@ esp_status esp_depot_manifest(struct esp_depot *d, struct esp_checkpoint **out, 
     esp_depot_books_digest(digest, msg);
     if (d->books.ck && memcmp(digest, d->books.digest, sizeof digest) == 0) /* written by this thread alone */
         return ESP_OK;
-    st = esp_depot_books_open(&books, msg, origin, err);
+    st = esp_depot_books_open(&books, digest, msg, origin, err);
     if (st)
         return st;
     pthread_mutex_lock(&d->lock);

@@ -115,13 +115,13 @@ static esp_status write_books(struct esp_depot_books *b, const struct esp_msg *m
     return ESP_OK;
 }
 
-esp_status esp_depot_books_open(struct esp_depot_books *b, const struct esp_msg *msg, const char *origin,
-                                struct esp_err *err)
+esp_status esp_depot_books_open(struct esp_depot_books *b, const uint8_t digest[ESP_CACHE_HASH_BYTES],
+                                const struct esp_msg *msg, const char *origin, struct esp_err *err)
 {
     esp_status st;
 
     *b = (struct esp_depot_books){0};
-    esp_depot_books_digest(b->digest, msg);
+    memcpy(b->digest, digest, sizeof b->digest);
     st = open_claimed(&b->ck, msg, origin, err);
     if (!st)
         st = write_books(b, msg, err);

@@ -61,12 +61,13 @@ void esp_depot_books_digest(uint8_t out[ESP_CACHE_HASH_BYTES], const struct esp_
 
 /**
  * Opens a manifest's checkpoint and books for it; nothing is wanted yet. The checkpoint is the caller's.
+ * @param digest  esp_depot_books_digest of msg
  * @param msg     a received Manifest, borrowed
  * @param origin  who sent it, for messages
  * Errors: as esp_checkpoint_open_remote, ESP_E_LIMIT, ESP_E_FORMAT, ESP_E_NOMEM; the books are empty then.
  */
-esp_status esp_depot_books_open(struct esp_depot_books *books, const struct esp_msg *msg, const char *origin,
-                                struct esp_err *err);
+esp_status esp_depot_books_open(struct esp_depot_books *books, const uint8_t digest[ESP_CACHE_HASH_BYTES],
+                                const struct esp_msg *msg, const char *origin, struct esp_err *err);
 
 /** Frees the books, which are empty then; the checkpoint stays. */
 void esp_depot_books_drop(struct esp_depot_books *books);

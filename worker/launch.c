@@ -76,7 +76,7 @@ void esp_grids_write(const struct esp_grids *grids, const uint32_t count[ESP_N_C
         const struct esp_grid *g = &grids->grid[i];
         uint32_t *to = words + ESP_STEP_GRIDS + i * ESP_STEP_GRID;
         memcpy(to, g->dims, sizeof g->dims);
-        to[g->axis] = (count[g->count] + g->div - 1) / g->div;
+        to[g->axis] = esp_div_up(count[g->count], g->div);
     }
 }
 

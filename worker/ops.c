@@ -1,8 +1,6 @@
 /* Operations on rows: norms, the embedding, what comes from the host and goes there. */
 #include "worker/ops.h"
 
-#include <string.h>
-
 #include "worker/launch.h"
 
 ESP_CHECK_PUSH(esp_push_norm);

@@ -47,8 +47,10 @@ static double spend(struct sim_device *d, uint64_t begun_ns, double seconds)
 
 static esp_status check(const struct esp_stage_spec *s, const struct esp_config *c, struct esp_err *err)
 {
-    if (esp_stage_spec_check(s, c, err))
-        return ESP_E_ARG;
+    const esp_status st = esp_stage_spec_check(s, c, err);
+
+    if (st)
+        return st;
     if (c->text.width < SIM_ROW_FLOATS || c->vision.width < SIM_ROW_FLOATS || c->text.vocab <= SIM_PEAK)
         return esp_fail(err, ESP_E_UNSUPPORTED,
                         "a model of width %u and %u, vocabulary %u: too small to simulate", c->vision.width,
